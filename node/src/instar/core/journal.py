@@ -1,0 +1,176 @@
+"""The journal's records: one line of bytes each, and the progress that a list of them adds up to.
+
+A line is `<CRC-32 of the rest, 8 hex digits> <JSON>\\n`. The last line may be torn by a power cut and
+is then dropped; a bad line before it makes the journal unreadable. `v` is the schema's version:
+a journal of a newer version is unreadable to us, never guessed at.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from instar.core.errors import InputError
+from instar.core.releases import Release
+from instar.core.transaction import FINAL, STEP, Event, State, Step, after
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a record was written: boot time for reckoning, wall time (unix) for people."""
+
+    boot_id: str
+    boottime: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why: a code for machines, a text for people."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The transaction's fixed facts. `target` is a TUF path; '' for a way back to a release on the disk.
+
+    `origin` is the name of the release that runs when it begins, and that a revert restores; `fallback`
+    is what `previous` points to then.
+    """
+
+    tx: str
+    line: str
+    version: str
+    digest: str
+    target: str
+    origin: str
+    fallback: str
+    cause: str  # wish | rollback
+    generation: int = 0
+
+    @property
+    def release(self) -> Release:
+        return Release(self.version, self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line. `kind` is begin, intent, outcome or note."""
+
+    kind: str
+    at: Moment
+    step: str = ""
+    event: str = ""
+    reason: Reason | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def encode(record: Record) -> bytes:
+    body = {"v": SCHEMA, **asdict(record)}
+    text = json.dumps(body, separators=(",", ":"), sort_keys=True).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def decode_line(line: bytes) -> Record:
+    """One whole line without its newline. Raises InputError `bad-record`."""
+    try:
+        crc, text = line[:8], line[9:]
+        if line[8:9] != b" " or int(crc, 16) != zlib.crc32(text):
+            raise ValueError("its checksum does not fit")
+        body = json.loads(text)
+        if body["v"] != SCHEMA:
+            raise ValueError(f"expected schema {SCHEMA}, got {body['v']}")
+        reason = body["reason"]
+        return Record(
+            kind=body["kind"],
+            at=Moment(**body["at"]),
+            step=body["step"],
+            event=body["event"],
+            reason=Reason(**reason) if reason else None,
+            data=dict(body["data"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("bad-record", f"cannot read a journal record: {error}") from None
+
+
+def decode(data: bytes) -> tuple[list[Record], int]:
+    """All whole records, and how many bytes of `data` they take; a torn last line is left out.
+
+    Raises InputError `bad-record` when a record that is not the last cannot be read.
+    """
+    records: list[Record] = []
+    used = 0
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines[:-1]):
+        try:
+            records.append(decode_line(line))
+        except InputError:
+            if number == len(lines) - 2 and not lines[-1]:
+                break  # the last line, newline and all, was torn in its middle
+            raise
+        used += len(line) + 1
+    return records, used
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a transaction stands: the sum of its records."""
+
+    begin: Begin
+    began: Moment
+    state: State = State.OFFERED
+    reason: Reason | None = None
+    tries: dict[Step, int] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    changed: Moment | None = None  # when the state was reached
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINAL
+
+    @property
+    def step(self) -> Step:
+        return STEP[self.state]
+
+    def intended(self, step: Step) -> bool:
+        """Whether `step` was ever begun: its effect may be there, or half there."""
+        return self.tries.get(step, 0) > 0
+
+
+def fold(records: list[Record]) -> Progress:
+    """Add the records up. Raises InputError `bad-journal` when they do not make a transaction."""
+    try:
+        progress = Progress(Begin(**records[0].data), records[0].at, changed=records[0].at)
+        if records[0].kind != "begin":
+            raise ValueError(f"expected begin first, got {records[0].kind}")
+        for record in records[1:]:
+            _apply(progress, record)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError("bad-journal", f"cannot read a journal: {error}") from None
+    return progress
+
+
+def _apply(progress: Progress, record: Record) -> None:
+    progress.data.update({k: v for k, v in record.data.items() if k != "again"})
+    if record.kind == "note":
+        if again := record.data.get("again"):  # a passing fault stopped this step: that try does not count
+            progress.tries[Step(again)] = max(0, progress.tries.get(Step(again), 0) - 1)
+        return
+    step = Step(record.step)
+    if step is not progress.step:
+        raise ValueError(f"expected step {progress.step.value}, got {step.value}")
+    if record.kind == "intent":
+        progress.tries[step] = progress.tries.get(step, 0) + 1
+    elif record.kind == "outcome":
+        state = after(progress.state, Event(record.event))
+        if state is State.REVERTING and progress.reason is None:
+            progress.reason = record.reason  # the first failure is the reason; later ones are noise
+        progress.state, progress.changed = state, record.at
+    else:
+        raise ValueError(f"expected intent, outcome or note, got {record.kind}")

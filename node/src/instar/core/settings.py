@@ -1,0 +1,99 @@
+"""What an operator may set on a node (config.toml), with bounds. Pure: a dict in, settings out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from instar.core.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSettings:
+    """Seconds, and the number of starts that a release on trial has."""
+
+    hold_s: float = 10.0  # how long it must run under one pid
+    lease_s: float = 120.0  # confirmed within this, or reverted
+    cap_s: float = 3600.0  # the longest stretch while nobody reaches the server
+    attempts: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RehearsalSettings:
+    within_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    rate_bytes_s: int = 0  # 0: no cap
+    proxy: str = ""  # http://host:port
+
+
+@dataclass(frozen=True, slots=True)
+class UpdaterSettings:
+    poll_s: float = 0.0  # 0: as the server says
+    retry_floor_s: float = 1.0
+    retry_cap_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    trial: TrialSettings = field(default_factory=TrialSettings)
+    rehearsal: RehearsalSettings = field(default_factory=RehearsalSettings)
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    updater: UpdaterSettings = field(default_factory=UpdaterSettings)
+
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "trial.hold_s": (0.0, 86400.0),
+    "trial.lease_s": (1.0, 86400.0),
+    "trial.cap_s": (1.0, 7 * 86400.0),
+    "trial.attempts": (1, 100),
+    "rehearsal.within_s": (0.5, 3600.0),
+    "fetch.rate_bytes_s": (0, 1e12),
+    "updater.poll_s": (0.0, 86400.0),
+    "updater.retry_floor_s": (0.05, 3600.0),
+    "updater.retry_cap_s": (0.05, 86400.0),
+}
+
+
+def read_settings(document: Mapping[str, Any]) -> Settings:
+    """Check a parsed config.toml. Raises InputError naming the key, what was expected and what was there."""
+    sections: dict[str, Any] = {}
+    known = {f.name: f.default_factory for f in fields(Settings)}
+    for name, table in document.items():
+        if name not in known:
+            raise InputError("bad-config", f"cannot read config: expected one of {sorted(known)}, got {name!r}")
+        if not isinstance(table, Mapping):
+            raise InputError("bad-config", f"cannot read config: expected a table [{name}], got {table!r}")
+        sections[name] = _section(name, known[name](), table)  # type: ignore[operator,misc]
+    settings = Settings(**sections)
+    if settings.trial.cap_s < settings.trial.lease_s or settings.trial.lease_s < settings.trial.hold_s:
+        raise InputError("bad-config", "cannot read config: expected trial.hold_s <= lease_s <= cap_s")
+    if settings.updater.retry_cap_s < settings.updater.retry_floor_s:
+        raise InputError("bad-config", "cannot read config: expected updater.retry_floor_s <= retry_cap_s")
+    return settings
+
+
+def _section(name: str, default: Any, table: Mapping[str, Any]) -> Any:
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in default.__dataclass_fields__:
+            known = sorted(default.__dataclass_fields__)
+            raise InputError("bad-config", f"cannot read config: [{name}] has {known}, got {key!r}")
+        values[key] = _value(f"{name}.{key}", getattr(default, key), value)
+    return type(default)(**values)
+
+
+def _value(path: str, default: Any, value: Any) -> Any:
+    kind = type(default)
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not fits or isinstance(value, bool):
+        raise InputError("bad-config", f"cannot read config: {path}: expected {kind.__name__}, got {value!r}")
+    if path in BOUNDS:
+        low, high = BOUNDS[path]
+        if not low <= value <= high:
+            text = f"cannot read config: {path}: expected {low:g} to {high:g}, got {value!r}"
+            raise InputError("bad-config", text)
+    return kind(value)

@@ -1,0 +1,119 @@
+"""The trial: a lease that lapses to a revert, and the judgement from what both sides say. Pure.
+
+A release is confirmed only if the local watch and the server both say so. Health is compared with
+the health before the update: only what got worse counts. If the updater cannot reach the server
+either, the network is at fault, and the lease is stretched up to its cap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from instar.core.journal import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Boot time, in seconds: `spent_s` before `since` of the boot `boot_id`, counting on from there."""
+
+    lease_s: float
+    cap_s: float
+    boot_id: str
+    since: float
+    spent_s: float = 0.0
+
+    def spent(self, boot_id: str, boottime: float) -> float:
+        """Seconds used up. In another boot, the time between the last mark and that boot is not known:
+        only what this boot has run counts (the launcher's count of attempts bounds the boots)."""
+        if boot_id == self.boot_id:
+            return self.spent_s + max(0.0, boottime - self.since)
+        return self.spent_s + boottime
+
+    def marked(self, boot_id: str, boottime: float) -> Lease:
+        """The same lease, reckoned from now on in this boot."""
+        return replace(self, boot_id=boot_id, since=boottime, spent_s=self.spent(boot_id, boottime))
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One agent's health as it tells it itself: connected to the server, and its modules' states."""
+
+    connected: bool = False
+    modules: dict[str, str] = field(default_factory=dict)
+
+    def worse_than(self, before: Health) -> str:
+        """What got worse, in words; '' when nothing did. A module that is gone got worse."""
+        if before.connected and not self.connected:
+            return "the agent was connected before, and is not now"
+        for name, state in sorted(before.modules.items()):
+            now = self.modules.get(name, "gone")
+            if state == "ok" and now != "ok":
+                return f"module {name} was ok before, and is {now} now"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the watch saw this time. `up_s` is how long one and the same process has answered."""
+
+    spent_s: float
+    answers: bool  # a process answers for the role
+    digest: str  # what it says it is
+    up_s: float
+    health: Health
+    verdict: str  # the server's: pass | fail | wait | unreachable
+    verdict_reason: Reason = Reason("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Revert:
+    reason: Reason
+    blame: bool = True  # whether the release is at fault, and goes into quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Go on watching; `stretched` when the lease is over, but the network is at fault."""
+
+    missing: str
+    stretched: bool = False
+
+
+Judgement = Confirm | Revert | Wait
+
+
+def judge(facts: Facts, wanted: str, before: Health, hold_s: float, lease: Lease) -> Judgement:
+    """Confirm, revert or wait on. `wanted` is the digest on trial."""
+    if facts.verdict == "fail":
+        return Revert(facts.verdict_reason)
+    missing = _missing(facts, wanted, before, hold_s)
+    if not missing:
+        return Confirm()
+    if facts.spent_s < lease.lease_s:
+        return Wait(missing)
+    well_but_alone = facts.answers and facts.digest == wanted and facts.verdict == "unreachable"
+    if not well_but_alone:
+        return Revert(Reason("lease-lapsed", f"not confirmed within {lease.lease_s:g} s: {missing}"))
+    if facts.spent_s < lease.cap_s:
+        return Wait("nobody on this node can reach the server: the network is at fault", stretched=True)
+    text = f"the server could not be reached for {lease.cap_s:g} s, by the old updater either"
+    return Revert(Reason("unconfirmed", text), blame=False)
+
+
+def _missing(facts: Facts, wanted: str, before: Health, hold_s: float) -> str:
+    if not facts.answers:
+        return "it does not answer"
+    if facts.digest != wanted:
+        return f"it reports {facts.digest[:12]}, not {wanted[:12]}"
+    if facts.up_s < hold_s:
+        return f"it has run for {facts.up_s:.1f} of {hold_s:g} s under one pid"
+    if worse := facts.health.worse_than(before):
+        return worse
+    if facts.verdict != "pass":
+        return f"the server's verdict is '{facts.verdict}'"
+    return ""

@@ -1,0 +1,43 @@
+"""What the server wants for this node, and what follows from it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from instar.core.errors import InputError
+from instar.core.releases import Release
+
+ORDER = ("updater", "agent")  # the updater first, confirmed, then the agent
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One line's wanted release. `generation` grows with each wish of the operator."""
+
+    line: str
+    release: Release
+    target: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The server's answer. `poll_s`: when to ask again without being told to."""
+
+    wishes: tuple[Wish, ...]
+    poll_s: float
+
+
+def read_wanted(body: Any) -> Wanted:
+    """Check the server's answer. Unknown lines and fields are passed over. Raises InputError."""
+    try:
+        wishes = tuple(
+            Wish(line, Release(str(w["version"]), str(w["digest"])), str(w["target"]), int(w["generation"]))
+            for line in ORDER
+            if (w := body["lines"].get(line)) is not None
+        )
+        poll_s = min(86400.0, max(1.0, float(body.get("poll_s", 300.0))))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError("bad-wanted", f"cannot read what is wanted: {error!r}") from None
+    return Wanted(wishes, poll_s)

@@ -1,0 +1,102 @@
+"""Runs a transaction to its end: decide, write the intent, do the step, write the outcome, again.
+
+The driver never trusts memory: before each step it asks the journal and the disk. A kill anywhere
+is answered by running `drive` again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from instar.core.errors import InstarError, ReleaseError, ServerUnreachable, TrustError
+from instar.core.journal import Progress, Reason
+from instar.core.recovery import Fail, Finished, Run, decide
+from instar.core.transaction import Event, State, Step
+from instar.engine.journal import Journal
+from instar.engine.target import Failed, NotNow, Outcome, Target
+from instar.host.points import reach
+
+ONE_WAY = frozenset({State.CONFIRMING, State.REVERTING})
+
+BEFORE_ACTIVATION = frozenset({State.OFFERED, State.STAGED, State.VERIFIED, State.REHEARSED})
+
+
+class Follower(Protocol):
+    """Is told of each change of state, after it is on the disk. Must not fail and must not wait."""
+
+    def changed(self, progress: Progress) -> None: ...
+
+
+def drive(journal: Journal, target: Target, follower: Follower) -> Progress:
+    """Go on until the transaction is final.
+
+    Raises NotNow when a passing fault stops it: the transaction stays open, to be driven again later.
+    Whatever a step raises that is not an InstarError is a fault of ours, and goes up; the next
+    start of the updater drives on, and MOST_TRIES bounds how often.
+    """
+    while True:
+        seen = target.observe(journal.progress)
+        match decide(journal.progress, seen):
+            case Finished():
+                return journal.progress
+            case Fail(reason):
+                step = journal.progress.step
+                if not journal.progress.intended(step):
+                    journal.intent(step)
+                journal.outcome(step, Event.FAILED, reason, {"blame": True})
+            case Run(step):
+                _run(journal, target, step)
+        follower.changed(journal.progress)
+
+
+def abandon(journal: Journal, target: Target, reason: Reason) -> bool:
+    """Give up a transaction that has changed nothing that runs yet; whether it could be given up."""
+    progress = journal.progress
+    if progress.state not in BEFORE_ACTIVATION or target.observe(progress).current == progress.begin.release.name:
+        return False
+    journal.intent(progress.step)
+    journal.outcome(progress.step, Event.FAILED, reason, {"blame": False})
+    return True
+
+
+def _run(journal: Journal, target: Target, step: Step) -> None:
+    do: Callable[[Progress, Journal], Outcome] = {
+        Step.STAGE: target.stage,
+        Step.VERIFY: target.verify,
+        Step.REHEARSE: target.rehearse,
+        Step.ACTIVATE: target.activate,
+        Step.WATCH: target.watch,
+        Step.CONFIRM: target.confirm,
+        Step.REVERT: target.revert,
+    }[step]
+    journal.intent(step)
+    reach(f"step:{step.value}:before")
+    try:
+        outcome = do(journal.progress, journal)
+    except Failed as failed:
+        _failed(journal, step, failed.reason, failed.blame)
+        return
+    except NotNow as later:
+        journal.note({"again": step.value}, later.reason)
+        raise
+    except ServerUnreachable as error:
+        reason = Reason(error.code, error.text)
+        journal.note({"again": step.value}, reason)
+        raise NotNow(reason) from error
+    except InstarError as error:
+        blame = isinstance(error, ReleaseError | TrustError)
+        _failed(journal, step, Reason(error.code, error.text), blame)
+        return
+    reach(f"step:{step.value}:after")
+    journal.outcome(step, Event.DONE, None, outcome.data)
+
+
+def _failed(journal: Journal, step: Step, reason: Reason, blame: bool) -> None:
+    """Write the failure. A one-way state does not move by it: the fault is the machine's, try later."""
+    one_way = journal.progress.state in ONE_WAY
+    journal.outcome(step, Event.FAILED, reason, {} if one_way else {"blame": blame})
+    if one_way:
+        raise NotNow(reason)
+
+

@@ -1,0 +1,121 @@
+"""Where everything lies below a node's state folder. Paths only: nothing is read or written here.
+
+    <state>/
+      identity/     key.pem cert.pem ca.pem node.json        who this node is, and its server
+      trust/        root.json …                              TUF metadata
+      agent/        releases/<release>/ current -> releases/… previous -> releases/… trial.json
+      updater/      (the same)
+      launcher/     instar.pyz                               the oldest copy
+      staging/      only while a transaction runs
+      journal/      <transaction>.journal
+      jobs/         inbox and outbox
+      run/          sockets, locks, process records
+      config.toml   what an operator may set (docs/configuration.md)
+      quarantine.json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+LINES = ("agent", "updater")
+
+
+@dataclass(frozen=True, slots=True)
+class LineLayout:
+    """One line of releases: what `current` points to is what runs."""
+
+    folder: Path
+
+    @property
+    def releases(self) -> Path:
+        return self.folder / "releases"
+
+    @property
+    def current(self) -> Path:
+        return self.folder / "current"
+
+    @property
+    def previous(self) -> Path:
+        return self.folder / "previous"
+
+    @property
+    def trial(self) -> Path:
+        return self.folder / "trial.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    state: Path
+
+    def line(self, name: str) -> LineLayout:
+        return LineLayout(self.state / name)
+
+    @property
+    def identity(self) -> Path:
+        return self.state / "identity"
+
+    @property
+    def key(self) -> Path:
+        return self.identity / "key.pem"
+
+    @property
+    def certificate(self) -> Path:
+        return self.identity / "cert.pem"
+
+    @property
+    def ca(self) -> Path:
+        return self.identity / "ca.pem"
+
+    @property
+    def node(self) -> Path:
+        return self.identity / "node.json"
+
+    @property
+    def trust(self) -> Path:
+        return self.state / "trust"
+
+    @property
+    def launcher(self) -> Path:
+        return self.state / "launcher" / "instar.pyz"
+
+    @property
+    def staging(self) -> Path:
+        return self.state / "staging"
+
+    @property
+    def journal(self) -> Path:
+        return self.state / "journal"
+
+    @property
+    def jobs(self) -> Path:
+        return self.state / "jobs"
+
+    @property
+    def run(self) -> Path:
+        return self.state / "run"
+
+    @property
+    def config(self) -> Path:
+        return self.state / "config.toml"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.state / "quarantine.json"
+
+    def socket(self, role: str) -> Path:
+        """The Unix socket of the agent's or the updater's local API."""
+        return self.run / f"{role}.sock"
+
+    def process(self, role: str) -> Path:
+        """The record of the process that plays `role`."""
+        return self.run / f"{role}.json"
+
+    def role_lock(self, role: str) -> Path:
+        """Held (flock) by the one process that plays `role`."""
+        return self.run / f"{role}.lock"

@@ -1,0 +1,128 @@
+"""Processes: told apart by pid *and* start time, signalled through pidfds, proven gone.
+
+A pid alone may be another process by now; the pair (pid, start time) of one boot never is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from instar.core.errors import MachineError
+from instar.host.files import remove, write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of one boot. `started` is field 22 of /proc/<pid>/stat, in clock ticks since boot."""
+
+    pid: int
+    started: int
+    boot_id: str
+    release: str = ""
+
+
+def start_time(pid: int) -> int | None:
+    """When `pid` started, in ticks since boot; None when it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    fields = stat.rpartition(b")")[2].split()
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19])
+
+
+def this_process(boot_id: str, release: str = "") -> Process:
+    pid = os.getpid()
+    return Process(pid, start_time(pid) or 0, boot_id, release)
+
+
+def record(path: Path, process: Process) -> None:
+    """Write who plays a role. exec keeps pid and start time, so the launcher may write it."""
+    write_atomic(path, json.dumps(asdict(process)).encode(), 0o600)
+
+
+def recorded(path: Path) -> Process | None:
+    """The recorded process, whether it lives or not; None without a readable record."""
+    try:
+        fields = json.loads(path.read_bytes())
+        return Process(
+            int(fields["pid"]), int(fields["started"]), str(fields["boot_id"]), str(fields["release"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget(path: Path) -> None:
+    remove(path)
+
+
+def alive(process: Process, boot_id: str) -> bool:
+    return process.boot_id == boot_id and start_time(process.pid) == process.started
+
+
+def open_pidfd(process: Process, boot_id: str) -> int | None:
+    """A descriptor for exactly this process; None when it is gone. The caller closes it."""
+    if process.boot_id != boot_id:
+        return None
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    if start_time(process.pid) != process.started:
+        os.close(fd)
+        return None
+    return fd
+
+
+def wait_gone(pidfd: int, timeout_s: float) -> bool:
+    """Whether the process behind `pidfd` ended within `timeout_s`."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(max(0, round(timeout_s * 1000))))
+
+
+def stop(process: Process, boot_id: str, grace_s: float, kill_s: float = 5.0) -> str:
+    """End `process`: TERM, wait `grace_s`, KILL, wait `kill_s`. Idempotent.
+
+    Returns 'gone' (it was not there), 'stopped' or 'killed'.
+    Raises MachineError `not-gone` when even KILL does not end it (a process stuck in the kernel).
+    """
+    fd = open_pidfd(process, boot_id)
+    if fd is None:
+        return "gone"
+    try:
+        _send(fd, signal.SIGTERM)
+        if wait_gone(fd, grace_s):
+            return "stopped"
+        _send(fd, signal.SIGKILL)
+        if wait_gone(fd, kill_s):
+            return "killed"
+    finally:
+        os.close(fd)
+    raise MachineError("not-gone", f"cannot stop process {process.pid}: it is still there after SIGKILL")
+
+
+def send(process: Process, boot_id: str, number: signal.Signals) -> bool:
+    """Send a signal to exactly this process; whether it was there."""
+    fd = open_pidfd(process, boot_id)
+    if fd is None:
+        return False
+    try:
+        _send(fd, number)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _send(pidfd: int, number: signal.Signals) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,24 @@
+"""TLS contexts of a node: the fleet's own CA and nothing else is trusted."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from instar.core.errors import MachineError
+
+
+def client_context(ca: Path, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
+    """A context that trusts `ca` alone, with the node's certificate where one is given.
+
+    Raises MachineError `bad-identity`, naming the file. An expired certificate loads: the server says no.
+    """
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_verify_locations(str(ca))
+        if certificate is not None:
+            context.load_cert_chain(str(certificate), str(key) if key else None)
+    except (OSError, ssl.SSLError) as error:
+        raise MachineError("bad-identity", f"cannot use {ca.parent}: {error}") from None
+    return context

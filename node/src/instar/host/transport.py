@@ -1,0 +1,175 @@
+"""The one way by which anything of an update is fetched: metadata, releases, wishes, verdicts, reports.
+
+Proxy, private CA, client certificate and time-outs are settled here, once, for all of them.
+Not safe for use by two threads at once; each takes its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from instar.core.errors import InputError, ServerRefused, ServerUnreachable
+from instar.host.tls import client_context
+
+MOST_BYTES = 16 * 1024 * 1024  # of an answer that is held in memory
+CHUNK = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the server is and how to get there. `proxy` is `http://host:port`, or ''."""
+
+    server: str
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+    proxy: str = ""
+    program: str = ""  # value of the Instar-Program header
+    timeout_s: float = 20.0
+
+
+class Transport:
+    """A kept-alive HTTPS connection that is made when first used, and made again when it broke."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.host, self.port = host_port(endpoint.server, "https", 443)
+        self._context: ssl.SSLContext | None = None
+        self._connection: http.client.HTTPSConnection | None = None
+
+    def call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> Any:
+        """Send JSON, return the answer's JSON.
+
+        Raises ServerUnreachable (no answer, 429, 5xx), ServerRefused (other 4xx, with the server's code),
+        MachineError (the node's identity cannot be used).
+        """
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        answer = self._read(method, path, data, headers, timeout_s)
+        try:
+            return json.loads(answer)
+        except ValueError:
+            raise ServerUnreachable("bad-answer", f"cannot use {path}: the answer is not JSON") from None
+
+    def get(self, path: str) -> bytes:
+        """The bytes at `path`. Raises as `call` does; a missing file is ServerRefused `not-found`."""
+        return self._read("GET", path, None, {}, None)
+
+    @contextlib.contextmanager
+    def stream(self, path: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        """The bytes at `path` from `start` on, in chunks, and whether the server began at `start`.
+
+        The connection is closed afterwards unless everything was read. Raises as `call` does.
+        """
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        response = self._request("GET", path, None, headers, None)
+        try:
+            yield response.status == 206, self._chunks(response, path)
+        finally:
+            if not response.isclosed():
+                self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _chunks(self, response: http.client.HTTPResponse, path: str) -> Iterator[bytes]:
+        try:
+            while chunk := response.read(CHUNK):
+                yield chunk
+            if response.length:
+                raise http.client.IncompleteRead(b"", response.length)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise ServerUnreachable("cut-off", f"cannot read {path} on: {error!r}") from None
+
+    def _read(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float | None
+    ) -> bytes:
+        response = self._request(method, path, body, headers, timeout_s)
+        parts, size = [], 0
+        for chunk in self._chunks(response, path):
+            size += len(chunk)
+            if size > MOST_BYTES:
+                self.close()
+                raise ServerUnreachable("bad-answer", f"cannot use {path}: over {MOST_BYTES} bytes")
+            parts.append(chunk)
+        return b"".join(parts)
+
+    def _request(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float | None
+    ) -> http.client.HTTPResponse:
+        timeout = timeout_s or self.endpoint.timeout_s
+        for fresh in (self._connection is None, True):
+            try:
+                connection = self._connected(timeout)
+                connection.request(method, path, body, {"Instar-Program": self.endpoint.program, **headers})
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if not fresh and not isinstance(error, TimeoutError):
+                    continue  # a kept connection that the server closed meanwhile; every call is idempotent
+                raise _unreachable(self.endpoint.server, error) from None
+            if response.status < 300:
+                return response
+            raise self._fault(response, path)
+        raise AssertionError("a fresh connection either answers or raises")
+
+    def _connected(self, timeout_s: float) -> http.client.HTTPSConnection:
+        if self._connection is None:
+            if self._context is None:
+                e = self.endpoint
+                self._context = client_context(e.ca, e.certificate, e.key)
+            self._connection = self._new_connection(timeout_s, self._context)
+        self._connection.timeout = timeout_s
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(timeout_s)
+        return self._connection
+
+    def _new_connection(self, timeout_s: float, context: ssl.SSLContext) -> http.client.HTTPSConnection:
+        if not self.endpoint.proxy:
+            return http.client.HTTPSConnection(self.host, self.port, timeout=timeout_s, context=context)
+        host, port = host_port(self.endpoint.proxy, "http", 3128)
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+        connection.set_tunnel(self.host, self.port)
+        return connection
+
+    def _fault(self, response: http.client.HTTPResponse, path: str) -> ServerRefused | ServerUnreachable:
+        try:
+            said = json.loads(response.read(CHUNK))["error"]
+            code, message = str(said["code"]), str(said["message"])
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+            code = "not-found" if response.status == 404 else "refused"
+            message = f"{path}: HTTP status {response.status}"
+        self.close()
+        if response.status == 429 or response.status >= 500:
+            return ServerUnreachable("server-busy", f"cannot use the server now: {message}")
+        return ServerRefused(code, message)
+
+
+def host_port(url: str, scheme: str, default_port: int) -> tuple[str, int]:
+    """Host and port of `url`. Raises InputError `bad-url`."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or default_port
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    if parts.scheme != scheme or not parts.hostname:
+        raise InputError("bad-url", f"cannot use address: expected {scheme}://host[:port], got {url!r}")
+    return parts.hostname, port
+
+
+def _unreachable(server: str, error: Exception) -> ServerUnreachable:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"cannot trust {server}: {error.verify_message} (the fleet's CA did not sign its certificate?)"
+        return ServerUnreachable("server-not-trusted", text)
+    return ServerUnreachable("server-unreachable", f"cannot reach {server}: {str(error) or type(error).__name__}")

@@ -1,0 +1,86 @@
+"""The trial's record: who may end a trial, and how. Shared by the launcher, the guards and the updater.
+
+    trial.json  {"v", "tx", "release", "previous", "attempts", "max_attempts", "lease": {...},
+                 "undone": {"code", "text"}?, "confirmed": true?}
+
+Two ends are possible, `confirmed` and `undone`. Whoever writes one of them first, holding the line's
+lock, wins; the other side finds it written and follows. So old and new never race for the outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from instar.core.journal import Reason
+from instar.core.trial import Lease
+from instar.host.clock import Clock
+from instar.host.line import Line
+from instar.host.points import reach
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A release on trial. `attempts` counts its starts, by the launcher, before each."""
+
+    tx: str
+    release: str
+    previous: str
+    max_attempts: int
+    lease: Lease
+    attempts: int = 0
+    undone: Reason | None = None
+    confirmed: bool = False
+
+    @property
+    def open(self) -> bool:
+        return self.undone is None and not self.confirmed
+
+
+def read(line: Line) -> Trial | None:
+    """The line's trial; None without one. One that cannot be read is set aside: no trial, current stays."""
+    record = line.trial()
+    if record is None:
+        return None
+    try:
+        undone = record.get("undone")
+        return Trial(
+            tx=str(record["tx"]),
+            release=str(record["release"]),
+            previous=str(record["previous"]),
+            max_attempts=int(record["max_attempts"]),
+            lease=Lease(**record["lease"]),
+            attempts=int(record["attempts"]),
+            undone=Reason(**undone) if undone else None,
+            confirmed=bool(record.get("confirmed", False)),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def write(line: Line, trial: Trial) -> None:
+    fields: dict[str, Any] = asdict(trial)
+    line.write_trial(fields)
+
+
+def undo(line: Line, trial: Trial, reason: Reason) -> None:
+    """Put the previous release back, for `reason`. The caller holds the line's lock.
+
+    The reason is on the disk before the link moves: a kill between the two is finished by the
+    next launch, which finds `undone` and a `current` that does not fit.
+    """
+    if trial.undone is None:
+        write(line, replace(trial, undone=reason))
+    reach("undo:written")
+    if line.current() == trial.release and line.is_valid(trial.previous):
+        line.activate(trial.previous, fallback="")
+    reach("undo:flipped")
+
+
+def lapsed(trial: Trial, clock: Clock) -> str:
+    """Why this open trial is over by itself, in words; '' while it is not. The cap, not the lease, counts
+    here: whether the network is at fault is the updater's to judge, and it may be slow or gone."""
+    spent = trial.lease.spent(clock.boot_id(), clock.boottime())
+    if spent < trial.lease.cap_s:
+        return ""
+    return f"nobody confirmed it within {trial.lease.cap_s:g} s"

@@ -1,0 +1,56 @@
+"""End a trial whose lease is over, when the one on trial cannot or will not.
+
+`guard ROLE --state DIR` runs from the launcher's copy. Each line's watcher runs it for the other line:
+the agent for the updater, the updater (and the keeper) for the agent. It needs no help of the patient.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from instar.core.errors import InputError, InstarError
+from instar.core.journal import Reason
+from instar.host import processes, trials
+from instar.host.clock import Clock
+from instar.host.layout import LINES, Layout
+from instar.host.line import Line
+from instar.host.services import GRACE_S
+
+LOCK_WAIT_S = 10.0
+
+
+def guard(layout: Layout, role: str, clock: Clock) -> str:
+    """Put the previous release back if the trial of `role` has lapsed. Idempotent.
+
+    Returns why it was undone; '' when there was nothing to do. The old process is ended; the
+    service manager starts the previous release.
+    """
+    line = Line(layout.line(role))
+    lock = line.lock()
+    lock.acquire(LOCK_WAIT_S)
+    with lock:
+        trial = trials.read(line)
+        if trial is None or trial.confirmed or trial.release != line.current():
+            return ""
+        why = trial.undone.text if trial.undone else trials.lapsed(trial, clock)
+        if not why:
+            return ""
+        trials.undo(line, trial, Reason("lease-lapsed", why))
+    process = processes.recorded(layout.process(role))
+    if process is not None and process.release == trial.release:
+        processes.stop(process, clock.boot_id(), GRACE_S)
+    return why
+
+
+def main(argv: list[str]) -> int:
+    try:
+        if len(argv) != 3 or argv[0] not in LINES or argv[1] != "--state":
+            raise InputError("usage", "usage: instar guard agent|updater --state DIR")
+        why = guard(Layout(Path(argv[2])), argv[0], Clock())
+    except (InstarError, OSError) as error:
+        print(f"instar guard: {error}", file=sys.stderr, flush=True)
+        return getattr(error, "exit_status", 4)
+    if why:
+        print(f"instar guard: put the previous {argv[0]} back: {why}", file=sys.stderr, flush=True)
+    return 0

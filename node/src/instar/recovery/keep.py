@@ -1,0 +1,184 @@
+"""The keeper: a service manager of few lines, for nodes that are started by hand.
+
+It starts the launcher for each role, and again whenever the role's process ends: at once the first
+time, then with growing waits while it does not stay up; HUP ends such a wait. A keeper that was killed
+leaves the daemons running; the next one adopts them by their records. TERM ends the daemons, then it.
+
+Import diet: bare standard library, `core` and `host`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import signal
+import sys
+from pathlib import Path
+
+from instar.core.backoff import Backoff
+from instar.core.errors import InstarError
+from instar.host import processes
+from instar.host.clock import Clock
+from instar.host.layout import LINES, Layout
+from instar.host.locks import RoleLock
+from instar.host.points import reach
+from instar.host.services import GRACE_S
+from instar.recovery import guard, launch
+
+STEADY_S = 20.0  # a process that ran this long is started again at once
+TICK_S = 5.0  # how often trials are looked at
+
+
+class Kept:
+    """One role: its process, and when to start the next."""
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self.backoff = Backoff(0.2, 2.0, 10.0)
+        self.process: processes.Process | None = None
+        self.pidfd: int | None = None
+        self.started_at = 0.0
+        self.due = 0.0
+        self.quick_ends = 0
+        self.nudged = False  # somebody ended it on purpose: no wait
+
+    def ended(self, now: float) -> None:
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+        self.pidfd = self.process = None
+        if now - self.started_at >= STEADY_S:
+            self.backoff.reset()
+            self.quick_ends = 0
+        self.quick_ends += 1
+        self.due = now if self.quick_ends <= 1 else now + self.backoff.next(random.random())
+
+
+class Keeper:
+    def __init__(self, layout: Layout, clock: Clock) -> None:
+        self.layout, self.clock = layout, clock
+        self.roles = [Kept(role) for role in LINES]
+        self.stopping = False
+
+    def run(self) -> None:
+        """Keep until TERM or INT."""
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._nudged)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        next_tick = self.clock.monotonic() + TICK_S
+        while not self.stopping:
+            self._reap()
+            now = self.clock.monotonic()
+            for kept in self.roles:
+                self._look_after(kept, now)
+            if now >= next_tick:
+                self._check_trials()
+                next_tick = now + TICK_S
+            self._wait(reader, next_tick)
+        self._end_all()
+
+    def _stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def _nudged(self, *_: object) -> None:
+        for kept in self.roles:
+            kept.nudged = True
+
+    def _look_after(self, kept: Kept, now: float) -> None:
+        if kept.pidfd is not None and processes.wait_gone(kept.pidfd, 0):
+            kept.ended(now)
+        if kept.pidfd is None and (kept.nudged or now >= kept.due):
+            kept.nudged = False
+            if not self._adopt(kept):
+                self._spawn(kept, now)
+
+    def _adopt(self, kept: Kept) -> bool:
+        process = processes.recorded(self.layout.process(kept.role))
+        kept.pidfd = processes.open_pidfd(process, self.clock.boot_id()) if process else None
+        kept.process = process if kept.pidfd is not None else None
+        return kept.pidfd is not None
+
+    def _spawn(self, kept: Kept, now: float) -> None:
+        pid = os.fork()
+        if pid == 0:
+            _become_daemon(self.layout, kept.role)
+        kept.pidfd = os.pidfd_open(pid)
+        kept.started_at = now
+        reach(f"keep:{kept.role}:spawned")
+
+    def _reap(self) -> None:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+
+    def _check_trials(self) -> None:
+        for kept in self.roles:
+            if self.layout.line(kept.role).trial.exists():
+                try:
+                    guard.guard(self.layout, kept.role, self.clock)
+                except (InstarError, OSError) as error:
+                    print(f"instar keep: cannot guard {kept.role}: {error}", file=sys.stderr, flush=True)
+
+    def _wait(self, reader: int, next_tick: float) -> None:
+        now = self.clock.monotonic()
+        dues = [kept.due for kept in self.roles if kept.pidfd is None]
+        if any(kept.nudged and kept.pidfd is None for kept in self.roles):
+            return
+        until = min([next_tick, *dues])
+        poller = select.poll()
+        poller.register(reader, select.POLLIN)
+        for kept in self.roles:
+            if kept.pidfd is not None:
+                poller.register(kept.pidfd, select.POLLIN)
+        if any(fd == reader for fd, _ in poller.poll(max(1, round((until - now) * 1000)))):
+            os.read(reader, 4096)
+
+    def _end_all(self) -> None:
+        for kept in self.roles:
+            if kept.pidfd is not None:  # also one that has not written its record yet
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(kept.pidfd, signal.SIGTERM)
+            process = processes.recorded(self.layout.process(kept.role))
+            if process is not None:
+                processes.stop(process, self.clock.boot_id(), GRACE_S)
+
+
+def _become_daemon(layout: Layout, role: str) -> None:
+    """In the forked child: an own session and log, no descriptor of the keeper's, then the launcher."""
+    status = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        log = os.open(layout.run / f"{role}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.closerange(3, 1024)
+        status = launch.main([role, "--state", str(layout.state)])
+    finally:
+        os._exit(status)
+
+
+def main(argv: list[str]) -> int:
+    """`keep --state DIR`: one keeper per state folder; a second one says so and leaves."""
+    if len(argv) != 2 or argv[0] != "--state":
+        print("usage: instar keep --state DIR", file=sys.stderr)
+        return 2
+    layout, clock = Layout(Path(argv[1])), Clock()
+    lock = RoleLock(layout.role_lock("keep"))
+    if not lock.try_acquire():
+        print("instar keep: another keeper runs for this state folder", file=sys.stderr)
+        return 4
+    with lock:
+        processes.record(layout.process("keep"), processes.this_process(clock.boot_id()))
+        os.chdir("/")
+        Keeper(layout, clock).run()
+        processes.forget(layout.process("keep"))
+    return 0

@@ -1,0 +1,96 @@
+"""Choose the release to run, count the start if it is on trial, and become it.
+
+`launch agent|updater --state DIR` is what service managers start. It runs from the oldest copy of
+Instar on the node, so it is older than whatever is on trial.
+
+Import diet: bare standard library, `core` and `host`; no ssl, no asyncio, no argparse.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from instar.core.errors import InputError, InstarError, MachineError
+from instar.core.journal import Reason
+from instar.host import processes, trials
+from instar.host.clock import Clock
+from instar.host.layout import LINES, Layout
+from instar.host.line import Line
+from instar.host.points import reach
+from instar.host.services import RoleLockProbe
+
+LOCK_WAIT_S = 10.0
+
+
+def choose(line: Line, clock: Clock) -> str:
+    """The release to run now. May count an attempt, end a trial, or repair `current`; each is durable.
+
+    Raises MachineError `no-release` when no valid release is on the disk.
+    """
+    lock = line.lock()
+    lock.acquire(LOCK_WAIT_S)
+    with lock:
+        trial = trials.read(line)
+        if trial is not None and trial.release == line.current() and not trial.confirmed:
+            _count(line, trial, clock)
+        current = line.current()
+        if line.is_valid(current):
+            return current
+        return _repair(line, current)
+
+
+def _count(line: Line, trial: trials.Trial, clock: Clock) -> None:
+    if trial.undone is not None:
+        trials.undo(line, trial, trial.undone)  # a kill came between the reason and the link
+        return
+    reason = _why_not_again(line, trial, clock)
+    if reason is not None:
+        trials.undo(line, trial, reason)
+        return
+    trials.write(line, replace(trial, attempts=trial.attempts + 1))
+    reach("launch:counted")
+
+
+def _why_not_again(line: Line, trial: trials.Trial, clock: Clock) -> Reason | None:
+    if trial.attempts >= trial.max_attempts:
+        return Reason("attempts-used-up", f"it was started {trial.attempts} times and did not stay up")
+    if why := trials.lapsed(trial, clock):
+        return Reason("lease-lapsed", why)
+    if not line.is_valid(trial.release):
+        return Reason("release-damaged", "its files are not what was signed")
+    return None
+
+
+def _repair(line: Line, current: str) -> str:
+    others = [name for name in reversed(line.names()) if name != current]
+    for name in (line.previous(), *others):
+        if line.is_valid(name):
+            line.activate(name, fallback="")
+            return name
+    raise MachineError("no-release", f"cannot start: no valid release in {line.layout.releases}")
+
+
+def become(layout: Layout, role: str, clock: Clock) -> None:
+    """Replace this process by the chosen release of `role`. Does not return; raises InstarError."""
+    if RoleLockProbe(layout.role_lock(role)).held():
+        raise MachineError("already-running", f"cannot start: another process is this node's {role}")
+    release = choose(Line(layout.line(role)), clock)
+    processes.record(layout.process(role), processes.this_process(clock.boot_id(), release))
+    reach(f"launch:{role}:recorded")
+    program = str(Line(layout.line(role)).program(release))
+    os.execv(sys.executable, [sys.executable, "-I", "-S", program, role, "--state", str(layout.state)])
+
+
+def main(argv: list[str]) -> int:
+    """`launch ROLE --state DIR`."""
+    try:
+        if len(argv) != 3 or argv[0] not in LINES or argv[1] != "--state":
+            raise InputError("usage", "usage: instar launch agent|updater --state DIR")
+        become(Layout(Path(argv[2])), argv[0], Clock())
+    except (InstarError, OSError) as error:
+        print(f"instar launch: {error}", file=sys.stderr, flush=True)
+        return getattr(error, "exit_status", 4)
+    return 0

@@ -1,0 +1,97 @@
+"""A release's archive to its final folder: poisoned first, every file checked, marked valid last.
+
+Nothing of the archive decides where bytes go except a path that `ArchiveRules` admitted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import tarfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+from instar.core.errors import InputError, TrustError
+from instar.core.releases import Release
+from instar.host.files import Disk, failed, make_folder, remove, remove_tree
+from instar.host.line import MANIFEST, PROGRAM, VALID, Line
+from instar.host.points import reach
+from instar.trust.archive import ArchiveRules
+from instar.trust.manifest import MAX_SIZE, FileEntry, Manifest
+from instar.trust.program import program_digest
+
+CHUNK = 1 << 20
+
+
+def unpack(archive: Path, line: Line, release: Release, disk: Disk) -> None:
+    """Make `line`'s folder of `release` from `archive`. Idempotent: a valid one is left as it is.
+
+    Raises TrustError (the archive is not what it should be; nothing valid is left) or MachineError.
+    """
+    if line.is_valid(release.name):
+        return
+    folder = line.folder(release.name)
+    remove(folder / VALID, disk) if folder.exists() else None
+    remove_tree(folder)
+    make_folder(folder, 0o755, disk)
+    reach("unpack:folder")
+    try:
+        manifest = _extract(archive, folder, disk)
+        manifest.check_target(release.version, release.digest)
+        digest = program_digest((folder / PROGRAM).read_bytes())
+        if digest != release.digest:
+            text = f"cannot trust {PROGRAM}: expected program digest {release.digest}, got {digest}"
+            raise TrustError("altered-program", text)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, InputError) as error:
+        raise TrustError("bad-archive", f"cannot unpack {archive.name}: {error}") from None
+    except FileNotFoundError as error:
+        raise TrustError("bad-archive", f"cannot unpack {archive.name}: no {error.filename}") from None
+    except OSError as error:
+        raise failed("unpack", folder, error) from error
+    disk.sync_folder(folder)
+    reach("unpack:files")
+    line.mark_valid(release.name)
+    disk.sync_folder(line.layout.releases)
+
+
+def _extract(archive: Path, folder: Path, disk: Disk) -> Manifest:
+    rules = ArchiveRules()
+    manifest: Manifest | None = None
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            entry = rules.admit(member)
+            source = tar.extractfile(member)
+            if source is None:
+                raise TrustError("bad-archive", f"cannot unpack {member.name[:80]!r}: it has no bytes")
+            if entry is None:
+                data = source.read(MAX_SIZE + 1)
+                manifest = Manifest.decode(data)
+                rules.manifest_read(manifest)
+                disk.write_new(folder / MANIFEST, data, 0o444)
+            else:
+                _file(source, folder, entry, disk)
+    rules.finish()
+    if manifest is None:
+        raise TrustError("bad-archive", "cannot unpack: no manifest")
+    return manifest
+
+
+def _file(source: IO[bytes], folder: Path, entry: FileEntry, disk: Disk) -> None:
+    path = folder / entry.path
+    make_folder(path.parent, 0o755, disk)
+    data = source.read(entry.size + 1)
+    entry.check(len(data), hashlib.sha256(data).hexdigest())
+    disk.write_new(path, data, entry.mode_bits & ~0o222)
+    reach("unpack:file")
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """Size and SHA-256 of a file, read in pieces."""
+    digest, size = hashlib.sha256(), 0
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()

@@ -1,0 +1,40 @@
+"""The updater's own releases. The process that drives is the one that gets replaced.
+
+So activating ends with a hand-over: this process becomes the launcher, which counts the start and
+becomes the new updater, which finds the open transaction in the journal and goes on. If the new one
+does not come up, the launcher puts the old one back; if it hangs, the agent's guard does; the old
+one then finds out and finishes the revert.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from instar.core.journal import Progress
+from instar.engine.target import HandOver, Notes, Outcome
+from instar.host.points import reach
+from instar.targets.kit import Kit
+from instar.targets.release import ReleaseTarget
+from instar.targets.watching import Watch, ask_agent
+
+
+class UpdaterRelease(ReleaseTarget):
+    def __init__(self, kit: Kit) -> None:
+        super().__init__(kit, "updater")
+
+    def bring_up(self, release: str) -> None:
+        """Hand over unless this very process is that release."""
+        if self.kit.program.path.parent.name != release:
+            reach("updater:hand-over")
+            raise HandOver(release)
+
+    def watch(self, progress: Progress, notes: Notes) -> Outcome:
+        self.bring_up(progress.begin.release.name)
+        Watch(self, progress, notes).run(self._answer)
+        return Outcome()
+
+    def _answer(self, kit: Kit) -> dict[str, Any]:
+        """This process is the one on trial; what it says of itself, and of the agent that it can hear."""
+        health = ask_agent(kit)
+        return {**health, "pid": os.getpid(), "digest": kit.program.digest}

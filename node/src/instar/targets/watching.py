@@ -1,0 +1,115 @@
+"""The watch over a trial: gather what both sides say, judge it, and wait no longer than the lease.
+
+Which process is asked, and what the server's verdict is about, is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from instar.core.errors import InstarError, ServerRefused, ServerUnreachable
+from instar.core.journal import Progress, Reason
+from instar.core.trial import Confirm, Facts, Health, Revert, Wait, judge
+from instar.engine.target import Failed, Notes
+from instar.host import trials
+from instar.host.sockets import ask
+from instar.targets.kit import Kit
+from instar.targets.release import LOCK_WAIT_S, ReleaseTarget
+
+ASK_S = 1.0  # for one answer of the local API
+VERDICT_S = 1.0  # how long one question for the verdict may be held open
+QUICK_S, SLOW_S = 0.03, 0.5  # between two looks: quick at first, for a short trial
+QUICK_LOOKS = 100
+MARK_S = 15.0  # how often the time that was used up goes to the disk, for the next boot
+
+
+class Watch:
+    """One trial being watched by one process. Holds only what can be found out again."""
+
+    def __init__(self, target: ReleaseTarget, progress: Progress, notes: Notes) -> None:
+        self.target, self.kit, self.progress, self.notes = target, target.kit, progress, notes
+        self.before = Health(**progress.data.get("before", {}))
+        self._pid = 0
+        self._pid_since = 0.0
+        self._looks = 0
+        self._stretched = False
+
+    def run(self, answer: Callable[[Kit], dict[str, Any]]) -> None:
+        """Watch until the release is to be confirmed. `answer` asks the one on trial; it raises
+        InstarError while that is silent. Raises Failed when it is to be reverted."""
+        next_mark = self.kit.clock.boottime() + MARK_S
+        while True:
+            trial = self._trial()
+            if trial.confirmed:
+                return
+            facts = self._facts(trial, answer)
+            hold_s = self.kit.settings.trial.hold_s
+            match judge(facts, self.progress.begin.digest, self.before, hold_s, trial.lease):
+                case Confirm():
+                    self.target.commit(self.progress)
+                    return
+                case Revert(reason, blame):
+                    raise Failed(reason, blame)
+                case Wait(missing, stretched):
+                    self._wait(missing, stretched, facts)
+            if self.kit.clock.boottime() >= next_mark:
+                self._mark()
+                next_mark = self.kit.clock.boottime() + MARK_S
+
+    def _trial(self) -> trials.Trial:
+        trial = trials.read(self.target.line)
+        if trial is None or trial.tx != self.progress.begin.tx:
+            raise Failed(Reason("undone", "its trial was ended by somebody else"))
+        if trial.undone is not None:
+            raise Failed(trial.undone)
+        return trial
+
+    def _facts(self, trial: trials.Trial, answer: Callable[[Kit], dict[str, Any]]) -> Facts:
+        clock = self.kit.clock
+        spent = trial.lease.spent(clock.boot_id(), clock.boottime())
+        try:
+            said = answer(self.kit)
+        except InstarError:
+            verdict, reason = self._verdict() if spent >= trial.lease.lease_s else ("wait", Reason("", ""))
+            return Facts(spent, False, "", 0.0, Health(), verdict, reason)
+        pid = int(said.get("pid", 0))
+        if pid != self._pid:
+            self._pid, self._pid_since = pid, clock.boottime()
+        health = Health(bool(said.get("connected")), dict(said.get("modules") or {}))
+        verdict, reason = self._verdict()
+        up_s = clock.boottime() - self._pid_since
+        return Facts(spent, True, str(said.get("digest")), up_s, health, verdict, reason)
+
+    def _verdict(self) -> tuple[str, Reason]:
+        begin = self.progress.begin
+        try:
+            verdict = self.kit.server.verdict(self.target.role, "trial", begin.tx, begin.digest, VERDICT_S)
+        except (ServerUnreachable, ServerRefused) as error:
+            return "unreachable", Reason(error.code, error.text)
+        return verdict.verdict, verdict.reason
+
+    def _wait(self, missing: str, stretched: bool, facts: Facts) -> None:
+        if stretched and not self._stretched:
+            self.notes.note({}, Reason("trial-stretched", missing))
+            self._stretched = True
+        self._looks += 1
+        left = self.kit.settings.trial.hold_s - facts.up_s
+        quick = self._looks < QUICK_LOOKS or 0 < left < SLOW_S
+        self.kit.sleep(min(max(left, 0.001), QUICK_S) if quick and left > 0 else QUICK_S if quick else SLOW_S)
+
+    def _mark(self) -> None:
+        lock = self.target.line.lock()
+        lock.acquire(LOCK_WAIT_S)
+        with lock:
+            trial = trials.read(self.target.line)
+            if trial is not None and trial.open:
+                clock = self.kit.clock
+                lease = trial.lease.marked(clock.boot_id(), clock.boottime())
+                trials.write(self.target.line, replace(trial, lease=lease))
+
+
+def ask_agent(kit: Kit) -> dict[str, Any]:
+    """The agent's own word on its health. Raises InstarError while it is silent."""
+    return ask(kit.layout.socket("agent"), {"do": "health"}, ASK_S)

@@ -1,0 +1,131 @@
+"""The control channel's messages (docs/protocol.md). Field order is not part of the protocol; names are.
+
+Each class names its type in `T`; `BY_TYPE` finds the class for a frame's `"t"`.
+A new field gets a default, so that older peers' frames still decode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+PROTOCOL = 1
+MAX_FRAME = 262_144  # bytes of one frame
+HELLO_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First frame of a node. `tx` names the transaction on trial (agent) or in rehearsal, else ''."""
+
+    T: ClassVar[str] = "hello"
+    v: int
+    role: str  # agent | rehearsal
+    node: str
+    version: str
+    digest: str  # program digest, SHA-384
+    boot_id: str
+    pid: int
+    started: float  # unix time
+    tx: str = ""
+    os: str = ""
+    arch: str = ""
+    python: str = ""
+    features: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    T: ClassVar[str] = "welcome"
+    v: int
+    server: str  # the server's version
+    ping_s: float
+    health_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    T: ClassVar[str] = "look"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Run `module` once with `args`; answer before `deadline_s` seconds have passed."""
+
+    T: ClassVar[str] = "job"
+    id: str
+    module: str
+    purpose: str = "job"  # job | rehearsal | health
+    args: dict[str, Any] = field(default_factory=dict)
+    deadline_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a job. `ok` means exit 0 and a reply; `reason` says why not."""
+
+    T: ClassVar[str] = "result"
+    id: str
+    ok: bool
+    reply: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+    signal: int = 0
+    seconds: float = 0.0
+    max_rss: int = 0  # bytes
+    stderr: str = ""  # its tail
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    T: ClassVar[str] = "ack"
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`modules` maps a module's name to ok | starting | failed. `facts` is free for display."""
+
+    T: ClassVar[str] = "health"
+    ok: bool
+    modules: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    T: ClassVar[str] = "ping"
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    T: ClassVar[str] = "pong"
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The connection ends. `retry_after_s` is the least time to stay away."""
+
+    T: ClassVar[str] = "refused"
+    code: str
+    message: str
+    retry_after_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """The last frame could not be used; the connection stays."""
+
+    T: ClassVar[str] = "error"
+    code: str
+    message: str
+
+
+Message = Hello | Welcome | Look | Job | Result | Ack | Health | Ping | Pong | Refused | Error
+
+BY_TYPE: dict[str, type[Message]] = {
+    cls.T: cls for cls in (Hello, Welcome, Look, Job, Result, Ack, Health, Ping, Pong, Refused, Error)
+}
