@@ -39,7 +39,7 @@ class MachineError(InstarError):
 
 
 class ServerUnreachable(InstarError):
-    """The server did not answer, or answered with a passing fault (429, 5xx). Decides nothing about a release."""
+    """The server did not answer, or had a passing fault (429, 5xx). Decides nothing about a release."""
 
     exit_status = 5
 

@@ -174,3 +174,25 @@ def _apply(progress: Progress, record: Record) -> None:
         progress.state, progress.changed = state, record.at
     else:
         raise ValueError(f"expected intent, outcome or note, got {record.kind}")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of state: the record's number in its journal, the state reached, when, and why."""
+
+    number: int
+    state: State
+    at: Moment
+    reason: Reason | None
+
+
+def timeline(records: list[Record]) -> list[Change]:
+    """A transaction's changes of state, from offered on, with the notes that carry a reason between them."""
+    progress = fold(records[:1])
+    changes = [Change(0, progress.state, records[0].at, None)]
+    for number, record in enumerate(records[1:], start=1):
+        state = progress.state
+        _apply(progress, record)
+        if progress.state is not state or (record.kind == "note" and record.reason):
+            changes.append(Change(number, progress.state, record.at, record.reason))
+    return changes

@@ -25,8 +25,8 @@ class RehearsalSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class FetchSettings:
-    rate_bytes_s: int = 0  # 0: no cap
+class NetworkSettings:
+    rate_bytes_s: int = 0  # 0: no cap on fetching
     proxy: str = ""  # http://host:port
 
 
@@ -41,7 +41,7 @@ class UpdaterSettings:
 class Settings:
     trial: TrialSettings = field(default_factory=TrialSettings)
     rehearsal: RehearsalSettings = field(default_factory=RehearsalSettings)
-    fetch: FetchSettings = field(default_factory=FetchSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     updater: UpdaterSettings = field(default_factory=UpdaterSettings)
 
 
@@ -51,7 +51,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "trial.cap_s": (1.0, 7 * 86400.0),
     "trial.attempts": (1, 100),
     "rehearsal.within_s": (0.5, 3600.0),
-    "fetch.rate_bytes_s": (0, 1e12),
+    "network.rate_bytes_s": (0, 1e12),
     "updater.poll_s": (0.0, 86400.0),
     "updater.retry_floor_s": (0.05, 3600.0),
     "updater.retry_cap_s": (0.05, 86400.0),
@@ -64,10 +64,12 @@ def read_settings(document: Mapping[str, Any]) -> Settings:
     known = {f.name: f.default_factory for f in fields(Settings)}
     for name, table in document.items():
         if name not in known:
-            raise InputError("bad-config", f"cannot read config: expected one of {sorted(known)}, got {name!r}")
+            raise InputError(
+                "bad-config", f"cannot read config: expected one of {sorted(known)}, got {name!r}"
+            )
         if not isinstance(table, Mapping):
             raise InputError("bad-config", f"cannot read config: expected a table [{name}], got {table!r}")
-        sections[name] = _section(name, known[name](), table)  # type: ignore[operator,misc]
+        sections[name] = _section(name, known[name](), table)  # type: ignore[operator]
     settings = Settings(**sections)
     if settings.trial.cap_s < settings.trial.lease_s or settings.trial.lease_s < settings.trial.hold_s:
         raise InputError("bad-config", "cannot read config: expected trial.hold_s <= lease_s <= cap_s")

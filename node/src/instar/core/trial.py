@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from instar.core.journal import Reason
 
+NO_REASON = Reason("", "")
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -62,7 +64,7 @@ class Facts:
     up_s: float
     health: Health
     verdict: str  # the server's: pass | fail | wait | unreachable
-    verdict_reason: Reason = Reason("", "")
+    verdict_reason: Reason = NO_REASON
 
 
 @dataclass(frozen=True, slots=True)

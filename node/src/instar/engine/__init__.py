@@ -1,1 +1,1 @@
-"""The transaction's driver, its journal on the disk, and fetching. Knows no particular thing that is replaced."""
+"""The transaction's driver, its journal on the disk, and fetching; no particular thing that is replaced."""

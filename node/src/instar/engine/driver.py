@@ -53,7 +53,10 @@ def drive(journal: Journal, target: Target, follower: Follower) -> Progress:
 def abandon(journal: Journal, target: Target, reason: Reason) -> bool:
     """Give up a transaction that has changed nothing that runs yet; whether it could be given up."""
     progress = journal.progress
-    if progress.state not in BEFORE_ACTIVATION or target.observe(progress).current == progress.begin.release.name:
+    if (
+        progress.state not in BEFORE_ACTIVATION
+        or target.observe(progress).current == progress.begin.release.name
+    ):
         return False
     journal.intent(progress.step)
     journal.outcome(progress.step, Event.FAILED, reason, {"blame": False})
@@ -88,6 +91,12 @@ def _run(journal: Journal, target: Target, step: Step) -> None:
         blame = isinstance(error, ReleaseError | TrustError)
         _failed(journal, step, Reason(error.code, error.text), blame)
         return
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _failed(
+            journal, step, Reason("machine", f"cannot {step.value}: {error.strerror}{where}"), blame=False
+        )
+        return
     reach(f"step:{step.value}:after")
     journal.outcome(step, Event.DONE, None, outcome.data)
 
@@ -98,5 +107,3 @@ def _failed(journal: Journal, step: Step, reason: Reason, blame: bool) -> None:
     journal.outcome(step, Event.FAILED, reason, {} if one_way else {"blame": blame})
     if one_way:
         raise NotNow(reason)
-
-

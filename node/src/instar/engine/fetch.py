@@ -80,7 +80,9 @@ def fetch(
                 backoff.reset()
             tries += 1
             if tries >= limits.tries or now() > end:
-                raise ServerUnreachable(error.code, f"{error.text} ({_size(into)} of {length} bytes)") from None
+                raise ServerUnreachable(
+                    error.code, f"{error.text} ({_size(into)} of {length} bytes)"
+                ) from None
             sleep(backoff.next(random.random()))
     if have > length:
         into.unlink()

@@ -1,1 +1,1 @@
-"""The only code that touches the machine: durable files, processes, sockets, service managers, disks, clocks."""
+"""The only code that touches the machine: files, processes, sockets, service managers, disks, clocks."""

@@ -63,6 +63,10 @@ class Disk:
     def mkdir(self, path: Path, mode: int) -> None:
         os.mkdir(path, mode)
 
+    def remove_tree(self, path: Path) -> None:
+        """Remove a folder and all below it, without following links; nothing is synced."""
+        shutil.rmtree(path)
+
     def sync_folder(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -121,10 +125,10 @@ def remove(path: Path, disk: Disk = DISK) -> None:
     disk.sync_folder(path.parent)
 
 
-def remove_tree(path: Path) -> None:
+def remove_tree(path: Path, disk: Disk = DISK) -> None:
     """Remove a folder and all below it without following links. Absent is fine."""
     try:
-        shutil.rmtree(path)
+        disk.remove_tree(path)
     except FileNotFoundError:
         return
     except OSError as error:

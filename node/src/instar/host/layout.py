@@ -1,17 +1,17 @@
 """Where everything lies below a node's state folder. Paths only: nothing is read or written here.
 
-    <state>/
-      identity/     key.pem cert.pem ca.pem node.json        who this node is, and its server
-      trust/        root.json …                              TUF metadata
-      agent/        releases/<release>/ current -> releases/… previous -> releases/… trial.json
-      updater/      (the same)
-      launcher/     instar.pyz                               the oldest copy
-      staging/      only while a transaction runs
-      journal/      <transaction>.journal
-      jobs/         inbox and outbox
-      run/          sockets, locks, process records
-      config.toml   what an operator may set (docs/configuration.md)
-      quarantine.json
+<state>/
+  identity/     key.pem cert.pem ca.pem node.json        who this node is, and its server
+  trust/        root.json …                              TUF metadata
+  agent/        releases/<release>/ current -> releases/… previous -> releases/… trial.json
+  updater/      (the same)
+  launcher/     instar.pyz                               the oldest copy
+  staging/      only while a transaction runs
+  journal/      <transaction>.journal
+  jobs/         inbox and outbox
+  run/          sockets, locks, process records
+  config.toml   what an operator may set (docs/configuration.md)
+  quarantine.json
 """
 
 from __future__ import annotations

@@ -105,14 +105,14 @@ class Line:
             point_link(self.layout.current, f"releases/{release}", self.disk)
 
     def remove_release(self, release: str) -> None:
-        """Remove a release that nothing points to. Its marker goes first, so that half of it is never valid."""
+        """Remove a release that nothing points to. Its marker goes first: half of it is never valid."""
         if release in (self.current(), self.previous()):
             raise MachineError("release-in-use", f"cannot remove {release}: a link points to it")
         folder = self.folder(release)
         if folder.exists():
             with contextlib.suppress(FileNotFoundError):
                 remove(folder / VALID, self.disk)
-            remove_tree(folder)
+            remove_tree(folder, self.disk)
 
     def collect(self, keep: Iterable[str]) -> list[str]:
         """Remove every release but current, previous and `keep`; says which. Unsure means keep."""
@@ -164,5 +164,7 @@ def _check_file(release: str, path: Path, entry: dict[str, Any]) -> None:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     if digest.hexdigest() != entry["sha256"]:
-        text = f"cannot use {release}: {path.name}: expected SHA-256 {entry['sha256']}, got {digest.hexdigest()}"
+        text = (
+            f"cannot use {release}: {path.name}: expected SHA-256 {entry['sha256']}, got {digest.hexdigest()}"
+        )
         raise ReleaseError("release-damaged", text)

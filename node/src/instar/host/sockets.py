@@ -36,7 +36,7 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]
         if not isinstance(answer, dict):
             raise ValueError("the answer is not an object")
     except (OSError, ValueError) as error:
-        raise MachineError("no-answer", f"cannot ask {path.name}: {str(error) or "no answer"}") from None
+        raise MachineError("no-answer", f"cannot ask {path.name}: {str(error) or 'no answer'}") from None
     if not answer.get("ok"):
         fault = answer.get("error") or {}
         raise InstarError(str(fault.get("code", "refused")), str(fault.get("text", "it said no")))

@@ -172,4 +172,6 @@ def _unreachable(server: str, error: Exception) -> ServerUnreachable:
     if isinstance(error, ssl.SSLCertVerificationError):
         text = f"cannot trust {server}: {error.verify_message} (the fleet's CA did not sign its certificate?)"
         return ServerUnreachable("server-not-trusted", text)
-    return ServerUnreachable("server-unreachable", f"cannot reach {server}: {str(error) or type(error).__name__}")
+    return ServerUnreachable(
+        "server-unreachable", f"cannot reach {server}: {str(error) or type(error).__name__}"
+    )

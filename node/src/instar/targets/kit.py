@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from instar.core.journal import Reason
@@ -13,6 +12,7 @@ from instar.engine.fetch import Source
 from instar.host.clock import Clock
 from instar.host.files import DISK, Disk
 from instar.host.layout import Layout
+from instar.host.program import Program
 from instar.host.services import Services
 
 
@@ -40,20 +40,9 @@ class Server(Protocol):
     def trusted_target(self, target: str) -> TrustedTarget:
         """Bring the metadata up to date, verify it, and look `target` up in it."""
 
-    def verdict(
-        self, line: str, phase: str, tx: str, digest: str, wait_s: float
-    ) -> Verdict: ...
+    def verdict(self, line: str, phase: str, tx: str, digest: str, wait_s: float) -> Verdict: ...
 
     def source(self) -> Source: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """The program that this very process runs."""
-
-    version: str
-    digest: str
-    path: Path
 
 
 @dataclass(frozen=True, slots=True)

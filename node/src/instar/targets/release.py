@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from instar.core import quarantine
-from instar.core.errors import InstarError, MachineError, TrustError
+from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable, TrustError
 from instar.core.journal import Progress, Reason
 from instar.core.recovery import Observation
-from instar.core.releases import version_of
+from instar.core.releases import Release, version_of
 from instar.core.trial import Lease
 from instar.engine.children import run_program
 from instar.engine.fetch import Limits, fetch
-from instar.engine.target import Failed, NotNow, Notes, Outcome
+from instar.engine.target import Failed, Notes, NotNow, Outcome
 from instar.host import processes, trials
 from instar.host.disks import check_flags, check_space
 from instar.host.files import make_folder, remove_tree
@@ -64,11 +64,11 @@ class ReleaseTarget:
         if self.line.is_valid(begin.release.name):
             return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
         check_space(staging, target.length * (1 + UNPACKED_TIMES))
-        fetching = self.kit.settings.fetch
-        limits = Limits(rate_bytes_s=fetching.rate_bytes_s)
+        limits = Limits(rate_bytes_s=self.kit.settings.network.rate_bytes_s)
         archive = staging / "archive"
         reach("stage:fetch")
         fetch(self.kit.server.source(), target.path, archive, target.length, limits, sleep=self.kit.sleep)
+        self.kit.disk.sync_folder(staging)
         return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
 
     def verify(self, progress: Progress, notes: Notes) -> Outcome:
@@ -80,11 +80,10 @@ class ReleaseTarget:
         if not self.line.is_valid(release.name):
             size, sha256 = hash_file(archive)
             if (size, sha256) != (signed["length"], signed["sha256"]):
-                text = f"the fetched bytes are not the signed ones: expected SHA-256 {signed['sha256']}, got {sha256}"
-                archive.unlink()
+                text = f"the fetched bytes are not the signed ones: SHA-256 {sha256}, not {signed['sha256']}"
                 raise TrustError("altered-blob", text)
             unpack(archive, self.line, release, self.kit.disk)
-        remove_tree(self._staging(progress))
+        remove_tree(self._staging(progress), self.kit.disk)
         return Outcome()
 
     def rehearse(self, progress: Progress, notes: Notes) -> Outcome:
@@ -101,11 +100,13 @@ class ReleaseTarget:
         if verdict.verdict == "fail":
             raise Failed(verdict.reason)
         if ended.status != 0:
-            if verdict.verdict != "pass" and "unreachable" in ended.last_words:
+            if verdict.verdict == "wait" and ended.status == ServerUnreachable.exit_status:
                 raise NotNow(Reason("server-unreachable", ended.describe("the rehearsal")))
             raise Failed(Reason("rehearsal-failed", ended.describe("the rehearsal")))
         if verdict.verdict != "pass":
-            raise Failed(Reason("no-verdict", "the rehearsal ended well, but the server did not confirm its job"))
+            raise Failed(
+                Reason("no-verdict", "the rehearsal ended well, but the server did not confirm its job")
+            )
         return Outcome({"rehearsed_s": round(ended.seconds, 3)})
 
     # --- the switch
@@ -133,14 +134,14 @@ class ReleaseTarget:
             reason = Reason("rolled-back", f"an operator went back to {progress.begin.version}")
             self._quarantine(progress, progress.begin.origin, reason)
         self.line.collect(keep=())
-        remove_tree(self.kit.layout.staging / progress.begin.tx)
+        remove_tree(self._staging(progress), self.kit.disk)
         return Outcome()
 
     def revert(self, progress: Progress, notes: Notes) -> Outcome:
         begin = progress.begin
         candidate, origin = begin.release.name, begin.origin
         with self._locked():
-            if self.line.current() == candidate and origin and origin != candidate:
+            if self.line.current() in (candidate, origin) and self.line.is_valid(origin):
                 self.line.activate(origin, fallback=begin.fallback)
         reach("revert:flipped")
         self.bring_up(self.line.current())
@@ -148,10 +149,18 @@ class ReleaseTarget:
             self._quarantine(progress, candidate, progress.reason)
         reach("revert:quarantined")
         self._end_trial(progress)
-        remove_tree(self.kit.layout.staging / begin.tx)
+        remove_tree(self._staging(progress), self.kit.disk)
         if candidate not in (self.line.current(), self.line.previous()) and begin.cause != "rollback":
             self.line.remove_release(candidate)
         return Outcome()
+
+    def release_of(self, name: str) -> Release:
+        """The release in a folder of this line. Raises MachineError `release-damaged`."""
+        try:
+            manifest = json.loads((self.line.folder(name) / MANIFEST).read_bytes())
+            return Release(str(manifest["version"]), str(manifest["program_digest"]))
+        except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+            raise MachineError("release-damaged", f"cannot read the manifest of {name}: {error!r}") from None
 
     # --- for subclasses
 
@@ -197,8 +206,9 @@ class ReleaseTarget:
     def _check_promise(self, progress: Progress, target: TrustedTarget) -> None:
         begin = progress.begin
         for name, want in (("version", begin.version), ("program_digest", begin.digest)):
-            if target.custom.get(name) != want:
-                text = f"{begin.target}: the server wants {name} {want}, the signed metadata says {target.custom.get(name)}"
+            signed = target.custom.get(name)
+            if signed != want:
+                text = f"{begin.target}: the server wants {name} {want}, the signed metadata says {signed}"
                 raise TrustError("wish-differs", text)
 
     def _new_trial(self, progress: Progress) -> trials.Trial:
@@ -214,16 +224,11 @@ class ReleaseTarget:
 
     def _quarantine(self, progress: Progress, release: str, reason: Reason) -> None:
         path = self.kit.layout.quarantine
-        digest = progress.begin.digest if release == progress.begin.release.name else self._digest_of(release)
+        same = release == progress.begin.release.name
+        digest = progress.begin.digest if same else self.release_of(release).digest
         name, entries = quarantine.key(self.role, digest), read_quarantine(path)
         old = entries.get(name)
         if old is not None and old.since >= progress.began.wall:
             return  # this failure is counted already: a kill came before its outcome was written
         now = self.kit.clock.wall()
         write_quarantine(path, quarantine.add(entries, name, version_of(release), reason, now))
-
-    def _digest_of(self, release: str) -> str:
-        try:
-            return str(json.loads((self.line.folder(release) / MANIFEST).read_bytes())["program_digest"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MachineError("release-damaged", f"cannot read the manifest of {release}: {error!r}") from None

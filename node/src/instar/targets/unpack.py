@@ -34,7 +34,7 @@ def unpack(archive: Path, line: Line, release: Release, disk: Disk) -> None:
         return
     folder = line.folder(release.name)
     remove(folder / VALID, disk) if folder.exists() else None
-    remove_tree(folder)
+    remove_tree(folder, disk)
     make_folder(folder, 0o755, disk)
     reach("unpack:folder")
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from instar.core.errors import InstarError
 from instar.core.journal import Progress
 from instar.engine.target import HandOver, Notes, Outcome
 from instar.host.points import reach
@@ -31,10 +32,19 @@ class UpdaterRelease(ReleaseTarget):
 
     def watch(self, progress: Progress, notes: Notes) -> Outcome:
         self.bring_up(progress.begin.release.name)
-        Watch(self, progress, notes).run(self._answer)
+        agent_was_heard = bool(progress.data.get("before", {}).get("connected"))
+        Watch(self, progress, notes).run(lambda kit: self._answer(kit, agent_was_heard))
         return Outcome()
 
-    def _answer(self, kit: Kit) -> dict[str, Any]:
-        """This process is the one on trial; what it says of itself, and of the agent that it can hear."""
-        health = ask_agent(kit)
+    def _answer(self, kit: Kit, agent_was_heard: bool) -> dict[str, Any]:
+        """This process is the one on trial: what it says of itself, and of the agent that it must hear.
+
+        An agent that was silent before may stay so: only what got worse counts.
+        """
+        try:
+            health = ask_agent(kit)
+        except InstarError:
+            if agent_was_heard:
+                raise
+            health = {}
         return {**health, "pid": os.getpid(), "digest": kit.program.digest}

@@ -1,0 +1,47 @@
+"""`python -m bench`: all figures, or some."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import nodes, report, server
+from bench.figures import Figure
+from instar.core.errors import InstarError
+
+OUT = Path("docs/performance.md")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="make bench",
+        description="Measure Instar on this machine, print a table and write it to a file. Takes some minutes; "
+        "run nothing else meanwhile.",
+    )
+    parser.add_argument("--only", choices=("nodes", "server"), help="only these figures; no file is written")
+    parser.add_argument("--updates", type=int, default=10, metavar="N", help="updates to time (default %(default)s)")
+    parser.add_argument("--agents", type=int, default=2000, metavar="N", help="simulated agents (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default %(default)s")
+    options = parser.parse_args()
+    figures: list[Figure] = []
+    try:
+        if options.only != "server":
+            figures += nodes.measure(options.updates)
+        if options.only != "nodes":
+            figures += server.measure(options.agents)
+    except InstarError as error:
+        print(f"make bench: {error}", file=sys.stderr)
+        return error.exit_status
+    report.show(figures, Console())
+    if options.only is None:
+        options.out.write_text(report.markdown(figures, datetime.datetime.now(datetime.UTC).date()), encoding="utf-8")
+        print(f"wrote {options.out}")
+    return 0 if all(figure.met is not False for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The figures as a table for people and as docs/performance.md."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import ssl
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.figures import Figure, number
+
+COLUMNS = ("figure", "measured", "least–most (times)", "aim", "others (how many times ours)")
+LIBRARIES = ("aiohttp", "uvloop", "sqlalchemy", "tuf", "wsproto")
+
+INTRODUCTION = """\
+# Performance
+
+Written by `make bench`; do not edit. Each figure is the median of its measurements. Everything ran on one
+machine over loopback: server, nodes and the simulated agents shared its cores, so the figures of the server
+are on the high side of what a server of its own would need.
+
+"""
+
+METHOD = """\
+
+## How it is measured
+- **update gap**: the agent's local API is asked without a pause. From the last answer of the old agent to the moment
+  at which the server takes the new agent's hello.
+- **whole update**: from the answer to `want` to the journal's `confirmed` record, less the trial's hold time. TUF
+  metadata, fetching, unpacking, rehearsal with a runner process, the switch, the health job, both verdicts and every
+  fsync are in it.
+- **idle memory**: resident set (RSS) of the process from /proc, thirty seconds after the last event, median of nodes.
+- **server memory per connection**: growth of the server's RSS by the simulated agents, divided by their number. Every
+  agent has its own certificate and enrolled for it.
+- **CPU per connect and per message**: user and system time of the server process, from /proc. A connect is TCP, mutual
+  TLS, the revocation check, the upgrade, hello and welcome, and the storing of what the hello said. A message is a
+  ping and its pong.
+- **all back**: the server is ended with TERM and started again at once. From its end to the moment at which every
+  simulated agent has been welcomed again. The agents keep to the reconnect rules of real ones.
+
+The figures of other programs were measured once, on a machine of the same size, each with its newest release
+of November 2026 and started by hand where nothing else is said; MeshAgent is MeshCentral's agent.
+"""
+
+
+def machine() -> str:
+    """What it ran on, in one line: no names."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    kernel = ".".join(platform.release().split(".")[:2])
+    return f"{os.cpu_count()} × {model}, {memory:.0f} GiB, Linux {kernel}"
+
+
+def versions() -> str:
+    found = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    return f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION.split('  ')[0]}, {found}"
+
+
+def show(figures: Sequence[Figure], console: Console) -> None:
+    table = Table(title="Instar, measured")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column in ("measured", "aim") else "left")
+    for row, figure in zip(rows(figures), figures, strict=True):
+        style = {True: "green", False: "bold red", None: ""}[figure.met]
+        table.add_row(*row, style=style)
+    console.print(table)
+
+
+def rows(figures: Sequence[Figure]) -> list[tuple[str, ...]]:
+    return [
+        (
+            figure.name + (f" — {figure.note}" if figure.note else ""),
+            f"{figure.shown()} {figure.unit}",
+            figure.spread(),
+            "" if figure.aim is None else f"< {number(figure.aim)} {figure.unit}",
+            figure.ratios(),
+        )
+        for figure in figures
+    ]
+
+
+def markdown(figures: Sequence[Figure], today: datetime.date) -> str:
+    lines = [
+        INTRODUCTION + f"{today.isoformat()}, {machine()}. {versions()}.",
+        "",
+        "| " + " | ".join(COLUMNS) + " | met |",
+        "|---|--:|---|--:|---|---|",
+    ]
+    for row, figure in zip(rows(figures), figures, strict=True):
+        met = {True: "yes", False: "**no**", None: ""}[figure.met]
+        lines.append("| " + " | ".join(row) + f" | {met} |")
+    return "\n".join(lines) + "\n" + METHOD

@@ -1,0 +1,244 @@
+"""Plays the demo's script with a real server and real nodes, and checks every step from outside."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instar.core.errors import InstarError, MachineError
+from instar.host.layout import LINES
+from instar_lab import machine
+from instar_lab.demo.report import Report, StepReport
+from instar_lab.demo.script import GOOD, STEPS, Step
+from instar_lab.demo.view import Row, View
+from instar_lab.fleet import Fleet
+from instar_lab.node import Node
+from instar_lab.program import build, variants
+from instar_lab.server import NodeSeen
+
+STEP_S = 45.0  # the longest that any step may take
+SETTLED_S = 1.5  # how long a node must stay as it should be before it is believed
+GROUP = "default"
+
+# So that seven releases fit into a minute and a half. Nothing else differs from a real node.
+SETTINGS = """\
+[trial]
+hold_s = 2.0
+lease_s = 20.0
+cap_s = 60.0
+attempts = 2
+
+[rehearsal]
+within_s = 4.0
+
+[updater]
+retry_floor_s = 0.3
+retry_cap_s = 2.0
+"""
+
+
+class WrongEnd(MachineError):
+    """A node is not where the script says that it must be."""
+
+
+@dataclass(slots=True)
+class Demo:
+    """One run. `fleet` is started and ended by the caller."""
+
+    fleet: Fleet
+    view: View
+    report: Report = field(default_factory=Report)
+    programs: dict[str, build.Program] = field(default_factory=dict)
+
+    def run(self) -> Report:
+        """Play all steps. A step that ends wrong is reported, and the later ones are still played."""
+        began = time.monotonic()
+        for number, step in enumerate(STEPS, 1):
+            self.view.headline(f"[{number}/{len(STEPS)}] {step.name}: {step.version} — {step.story}")
+            entry = StepReport(step.name, step.version)
+            self.report.steps.append(entry)
+            at = time.monotonic()
+            try:
+                self._play(step, entry)
+                took = time.monotonic() - at
+                self.view.say(f"  ✓ {step.version} {step.name}: {self._sum_up(entry)} ({took:.1f} s)", "green")
+            except InstarError as error:
+                entry.outcome, entry.reason = "wrong", error.text
+                self.view.say(f"  ✗ {step.version} {step.name}: {error.text}", "bold red")
+                self.view.say(self.fleet.logs(), "dim")
+                if step.moves:
+                    break  # nothing after this can be right
+            entry.nodes = self._agents()
+        self.report.seconds = time.monotonic() - began
+        self.report.ok = len(self.report.steps) == len(STEPS) and all(
+            entry.outcome != "wrong" for entry in self.report.steps
+        )
+        return self.report
+
+    # --- one step
+
+    def _play(self, step: Step, entry: StepReport) -> None:
+        program = self._build(step)
+        archive = self.fleet.server.publish(program)
+        if step is STEPS[0]:
+            self.fleet.server.want(step.version, LINES, GROUP)
+            self.fleet.add_nodes(program, SETTINGS)
+            self._wait_all(lambda node, seen: runs(seen, program), f"every node on {step.version}")
+            entry.outcome, entry.reason = "installed", "enrolled with a token"
+        else:
+            if step.altered:
+                self.fleet.server.alter(archive)
+            self.fleet.server.want(step.version, LINES, GROUP)
+            if step.moves:
+                self._wait_all(lambda node, seen: runs(seen, program), f"every node on {step.version}")
+                entry.outcome, entry.reason = "updated", "rehearsed, on trial, confirmed"
+            else:
+                self._wait_all(lambda node, seen: self._gave_up(node, step), f"every node to give {step.version} up")
+                entry.reason = self._why(step)
+                entry.outcome = "reverted" if self._was_on_trial(step) else "refused"
+        self._check(step, entry)
+
+    def _build(self, step: Step) -> build.Program:
+        made = variants.variant(step.variant, step.version) if step.variant else build.build(step.version)
+        self.programs[step.version] = made
+        return made
+
+    def _wait_all(self, arrived: Callable[[Node, NodeSeen], bool], what: str) -> None:
+        """Wait until every node has arrived and has stayed so for SETTLED_S; draws the table meanwhile."""
+        since: list[float] = []
+
+        def look() -> bool:
+            self.fleet.check_server()
+            seen = self.fleet.seen()
+            self.view.show([self._row(node, seen.get(node.id)) for node in self.fleet.nodes])
+            there = [node.id in seen and arrived(node, seen[node.id]) for node in self.fleet.nodes]
+            if not all(there):
+                since.clear()
+                return False
+            since.append(time.monotonic())
+            return since[-1] - since[0] >= SETTLED_S
+
+        machine.wait_for(look, what, STEP_S, self._what_is_there, every_s=0.2)
+
+    def _gave_up(self, node: Node, step: Step) -> bool:
+        """Whether the node is done with a bad release: some line reverted it, and none is at work."""
+        events = self.fleet.server.history(node.id)
+        ours = [event for event in events if event["version"] == step.version and event["tx"]]
+        last: dict[str, str] = {event["tx"]: event["phase"] for event in ours}
+        return bool(last) and all(phase == "reverted" for phase in last.values())
+
+    # --- what is checked
+
+    def _check(self, step: Step, entry: StepReport) -> None:
+        """By /proc, by the server, and by each node's own history. Raises WrongEnd."""
+        expected = self.programs[step.version if step.moves else GOOD]
+        seen = self.fleet.seen()
+        for node in self.fleet.nodes:
+            check_processes(node, expected)
+            if not runs(seen[node.id], expected):
+                text = f"{node.id}: the server sees {seen[node.id]}, expected {expected.version} on both lines"
+                raise WrongEnd("wrong-release", text)
+            self._check_history(node, step)
+        if not step.moves and (entry.outcome == "reverted") != step.trial:
+            raise WrongEnd("wrong-outcome", f"{step.version} was {entry.outcome}, which is not how it must fail")
+
+    def _check_history(self, node: Node, step: Step) -> None:
+        if step is STEPS[0]:
+            return
+        wanted = "confirmed" if step.moves else "reverted"
+        told = [event for event in node.history() if event["version"] == step.version]
+        ends = [event for event in told if event["phase"] == wanted]
+        if not ends:
+            phases = ", ".join(event["phase"] for event in told) or "nothing"
+            raise WrongEnd("wrong-history", f"{node.id}: expected '{wanted}' of {step.version}, got {phases}")
+        if not step.moves and not ends[-1]["reason"]["text"]:
+            raise WrongEnd("no-reason", f"{node.id}: its history does not say why {step.version} was given up")
+
+    def _why(self, step: Step) -> str:
+        """The reason that most nodes give, in one line."""
+        found = Counter(
+            " ".join(event["reason"]["text"].split())
+            for node in self.fleet.nodes
+            for event in self.fleet.server.history(node.id)
+            if event["version"] == step.version and event["phase"] == "reverted"
+        )
+        return found.most_common(1)[0][0] if found else ""
+
+    def _was_on_trial(self, step: Step) -> bool:
+        return any(
+            event["version"] == step.version and event["phase"] == "trial"
+            for node in self.fleet.nodes
+            for event in self.fleet.server.history(node.id)
+        )
+
+    def _agents(self) -> dict[str, str]:
+        """Node id -> the digest that its agent runs, '' where none does."""
+        found: dict[str, str] = {}
+        for node in self.fleet.nodes:
+            found[node.id] = next((r.digest for r in node.running() if r.role == "agent"), "")
+        return found
+
+    # --- what is shown
+
+    def _row(self, node: Node, seen: NodeSeen | None) -> Row:
+        if seen is None:
+            return Row(node.id or node.name, "never-seen", "", "", "")
+        events = self.fleet.server.history(node.id)
+        agent, updater = (self._name(digest) for digest in (seen.agent, seen.updater))
+        return Row(node.id, seen.state, agent, updater, describe(events[-1]) if events else "")
+
+    def _name(self, digest: str) -> str:
+        for version, program in self.programs.items():
+            if program.digest == digest:
+                return f"{version} {digest[:8]}"
+        return digest[:8]
+
+    def _sum_up(self, entry: StepReport) -> str:
+        count = len(self.fleet.nodes)
+        if entry.outcome in ("installed", "updated"):
+            return f"{count} nodes {entry.outcome}"
+        return f"{entry.outcome} by {count} nodes, all on {GOOD}: {entry.reason}"
+
+    def _what_is_there(self) -> str:
+        seen = self.fleet.seen()
+        rows = [self._row(node, seen.get(node.id)) for node in self.fleet.nodes]
+        return "; ".join(f"{r.node} {r.state} agent {r.agent} updater {r.updater}: {r.doing}" for r in rows)
+
+
+def runs(seen: NodeSeen, program: build.Program) -> bool:
+    """Whether the server sees the node connected and on `program` with both lines."""
+    return seen.state == "connected" and (seen.agent, seen.updater) == (program.digest, program.digest)
+
+
+def check_processes(node: Node, expected: build.Program) -> None:
+    """Exactly one process for each role, each running the expected bytes from its own line's folder."""
+    running = {item.role: item for item in node.running()}
+    if len(node.running()) != len(LINES) or set(running) != set(LINES):
+        roles = ", ".join(f"{item.role} ({item.pid})" for item in node.running()) or "none"
+        raise WrongEnd("wrong-processes", f"{node.id}: expected one agent and one updater, got {roles}")
+    for role, item in running.items():
+        folder = node.layout.line(role).releases / expected.release
+        if item.digest != expected.digest or item.program.parent.resolve() != folder.resolve():
+            text = f"{node.id}: expected its {role} to run {folder.name}, got {item.program}"
+            raise WrongEnd("wrong-release", text)
+
+
+def describe(event: dict[str, Any]) -> str:
+    """One history event in one line."""
+    reason = " ".join(event["reason"]["text"].split()) if event.get("reason") else ""
+    what = " ".join(part for part in (event.get("line"), event.get("version"), event["phase"]) if part)
+    return f"{what}: {reason}" if reason else what
+
+
+def run(fleet: Fleet, view: View, report_path: Path | None) -> Report:
+    """Play the demo; the report is written whatever comes of it."""
+    demo = Demo(fleet, view)
+    try:
+        return demo.run()
+    finally:
+        if report_path is not None:
+            demo.report.write(report_path)

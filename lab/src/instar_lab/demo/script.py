@@ -1,0 +1,42 @@
+"""What the demo does, as data: seven releases, what is wrong with five of them, what must come of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GOOD = "1.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`variant` is one of instar_lab.program.variants, or '' for a sound build.
+
+    `altered`: a byte of the published archive is changed after it was signed. `moves`: whether every
+    node must end on this release; else it must still run GOOD. `trial`: whether the release gets as far
+    as being activated before it is given up.
+    """
+
+    name: str
+    version: str
+    story: str
+    variant: str = ""
+    altered: bool = False
+    moves: bool = False
+    trial: bool = False
+
+
+STEPS = (
+    Step("install", "1.0.0", "nodes are installed with 1.0.0 and enrol", moves=True),
+    Step("update", GOOD, "a sound release", moves=True, trial=True),
+    Step("does not start", "1.2.0", "it ends at once with an error", variant="does-not-start"),
+    Step("hangs", "1.3.0", "it starts, does nothing, and ignores TERM", variant="hangs"),
+    Step("wrong reply", "1.4.0", "its rehearsal job gives a wrong answer", variant="wrong-reply"),
+    Step(
+        "crashes when active",
+        "1.5.0",
+        "it rehearses well, and aborts a second after activation",
+        variant="crashes-once-activated",
+        trial=True,
+    ),
+    Step("altered", "1.6.0", "a byte of it was changed after it was signed", altered=True),
+)

@@ -1,0 +1,148 @@
+"""What the lab sees of processes on this machine, from /proc: no program can talk its way around that."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from instar.core.errors import MachineError
+
+T = TypeVar("T")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A process as /proc shows it."""
+
+    pid: int
+    words: tuple[str, ...]  # its command line
+
+
+def processes() -> list[Seen]:
+    """Every living process that has a command line."""
+    numbers = (int(name) for name in os.listdir("/proc") if name.isdecimal())
+    return [Seen(number, words) for number in numbers if (words := command_line(number))]
+
+
+def command_line(pid: int) -> tuple[str, ...]:
+    """Empty when there is no such process, or it is a zombie or the kernel's own."""
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ()
+    return tuple(os.fsdecode(word) for word in raw.split(b"\0")[:-1])
+
+
+def naming(path: Path) -> list[Seen]:
+    """Processes whose command line names `path` or something below it; never this one."""
+    whole, below = str(path), f"{path}/"
+    return [
+        seen
+        for seen in processes()
+        if seen.pid != os.getpid() and any(word == whole or word.startswith(below) for word in seen.words)
+    ]
+
+
+def end_all_naming(path: Path, grace_s: float) -> int:
+    """End every process that names `path`: TERM, then KILL after `grace_s`. Returns how many it was.
+
+    Repeats until none is left: a keeper may start a new one while the old ones are ended.
+    """
+    ended: set[int] = set()
+    deadline = time.monotonic() + grace_s
+    while found := naming(path):
+        hard = time.monotonic() >= deadline
+        for seen in found:
+            signal_process(seen.pid, signal.SIGKILL if hard else signal.SIGTERM, str(path))
+            ended.add(seen.pid)
+        if time.monotonic() >= deadline + 10.0:
+            raise MachineError("not-gone", f"cannot end {len(found)} processes of {path}")
+        pause(0.05 if hard else 0.1)
+    return len(ended)
+
+
+def signal_process(pid: int, number: signal.Signals, naming_text: str) -> None:
+    """Send a signal through a pidfd, so that it cannot reach another process that got the same pid."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if any(naming_text in word for word in command_line(pid)):
+            signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)
+
+
+def wait_gone(pid: int, within_s: float) -> bool:
+    """Whether the process has ended within that time."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], within_s)[0])
+    finally:
+        os.close(pidfd)
+
+
+def rss(pid: int) -> int:
+    """Resident memory in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, its waited-for children not included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def pause(seconds: float) -> None:
+    """Wait; an interrupt (Ctrl-C) ends it at once."""
+    time.sleep(seconds)
+
+
+def wait_for(
+    look: Callable[[], T | None],
+    what: str,
+    within_s: float,
+    got: Callable[[], str] = lambda: "",
+    every_s: float = 0.1,
+) -> T:
+    """Look again and again until the answer is true.
+
+    Raises MachineError `too-late` after `within_s`; `got` then says what there is instead.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        if found := look():
+            return found
+        if time.monotonic() >= deadline:
+            instead = got()
+            raise MachineError(
+                "too-late",
+                f"cannot go on: expected {what} within {within_s:g} s"
+                + (f", got {instead}" if instead else ""),
+            )
+        pause(every_s)
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log, for an error message."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16_384))
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        return f"(cannot read {path.name}: {error.strerror})"
+    return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,1 @@
+"""Building the node program, whole ones and broken ones."""

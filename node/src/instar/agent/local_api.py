@@ -1,0 +1,144 @@
+"""The agent's local API: one JSON object a line over run/agent.sock, for root and for our own user.
+
+    {"v": 1, "do": "status" | "health" | "look"}
+    {"ok": true, …}  or  {"ok": false, "error": {"code", "text"}}
+
+A line that cannot be used gets an error and the connection stays; a line without an end does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instar.core.errors import InputError, InstarError, MachineError
+
+MOST_BYTES = 65_536  # of one line
+MOST_CONNECTIONS = 16
+IDLE_S = 60.0  # a connection that asks nothing for so long is closed
+ANSWER_WITHIN_S = 5.0  # for a client that does not read
+LONGEST_PATH = 107  # bytes, of a Unix socket's address
+
+log = logging.getLogger("instar.agent")
+Command = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class LocalApi:
+    """`commands` maps `do` to a function of the request; it must not block, and may raise InstarError.
+
+    Only the holder of the role lock may open it: it takes the place of a socket left behind.
+    """
+
+    def __init__(self, path: Path, commands: dict[str, Command]) -> None:
+        self._path, self._commands = path, commands
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def open(self) -> None:
+        """Listen. Raises MachineError `no-socket`."""
+        if len(os.fsencode(self._path)) > LONGEST_PATH:
+            text = f"cannot listen on {self._path}: expected at most {LONGEST_PATH} bytes"
+            raise MachineError("no-socket", text)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            listener.bind(str(self._path))
+            os.chmod(self._path, 0o600)
+            listener.setblocking(False)
+            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MOST_BYTES)
+        except OSError as error:
+            listener.close()
+            raise MachineError("no-socket", f"cannot listen on {self._path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Stop listening and drop who is connected. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+        for writer in list(self._open):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            refusal = self._refusal(writer)
+            if refusal is not None:
+                await _answer(writer, _no(refusal))
+                return
+            while line := await _line(reader):
+                await _answer(writer, self._obey(line))
+        except InputError as error:
+            with contextlib.suppress(TimeoutError, OSError):
+                await _answer(writer, _no(error))
+        except (TimeoutError, OSError):
+            pass  # it went away, or sat there for too long
+        finally:
+            self._open.discard(writer)
+            writer.close()
+
+    def _refusal(self, writer: asyncio.StreamWriter) -> InstarError | None:
+        uid = peer_uid(writer)
+        if uid not in (0, os.geteuid()):
+            log.warning("local API: user %d was refused", uid)
+            text = f"cannot ask: expected root or user {os.geteuid()}, got user {uid}"
+            return InputError("not-allowed", text)
+        if len(self._open) > MOST_CONNECTIONS:
+            text = f"cannot ask now: expected at most {MOST_CONNECTIONS} connections, got one more"
+            return MachineError("too-many-connections", text)
+        return None
+
+    def _obey(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict) or request.get("v") != 1:
+                raise InputError("bad-request", "cannot read request: expected an object with 'v' 1")
+            command = self._commands.get(str(request.get("do")))
+            if command is None:
+                known = ", ".join(self._commands)
+                text = f"cannot obey: expected 'do' of {known}, got {request.get('do')!a:.60}"
+                raise InputError("unknown-command", text)
+            return {"ok": True, **command(request)}
+        except InstarError as error:
+            return _no(error)
+        except (ValueError, RecursionError) as error:
+            return _no(InputError("bad-request", f"cannot read request: expected JSON, got {error!s:.80}"))
+
+
+def peer_uid(writer: asyncio.StreamWriter) -> int:
+    """The user at the other end, as the kernel knows it."""
+    peer = writer.get_extra_info("socket")
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", raw)[1])
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """The next line; b"" at the end. Raises InputError `line-too-long`, TimeoutError."""
+    try:
+        async with asyncio.timeout(IDLE_S):
+            return await reader.readuntil(b"\n")
+    except asyncio.IncompleteReadError:
+        return b""
+    except asyncio.LimitOverrunError as error:
+        text = f"cannot read request: expected at most {MOST_BYTES} bytes in a line, got more"
+        raise InputError("line-too-long", text) from error
+
+
+async def _answer(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    writer.write(json.dumps(answer).encode() + b"\n")
+    async with asyncio.timeout(ANSWER_WITHIN_S):
+        await writer.drain()
+
+
+def _no(error: InstarError) -> dict[str, Any]:
+    return {"ok": False, "error": error.as_json()}

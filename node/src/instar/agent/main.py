@@ -1,0 +1,166 @@
+"""`agent --state DIR`, and `agent --rehearse --state DIR --tx TX [--within SECONDS]`. Only wires.
+
+Exit: 0 stopped by a signal, or the rehearsal passed; otherwise the status of the error's class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from instar.agent import logs
+from instar.agent.channel import Channel
+from instar.agent.dial import Dialer
+from instar.agent.jobs import Jobs
+from instar.agent.link import Link, open_link
+from instar.agent.local_api import LocalApi
+from instar.agent.node import load_node
+from instar.agent.program import Program, running_program
+from instar.agent.rehearse import rehearse
+from instar.agent.renew import Renewer
+from instar.agent.resident import Resident, first_to_end, make_hello
+from instar.agent.store import DiskStore
+from instar.agent.wake import Waker
+from instar.agent.watch import watch_updater
+from instar.core.backoff import Backoff
+from instar.core.errors import InputError, InstarError, MachineError
+from instar.host import processes
+from instar.host.clock import Clock
+from instar.host.files import make_folder
+from instar.host.layout import Layout
+from instar.host.locks import RoleLock
+
+USAGE = (
+    "usage: instar agent --state DIR [--log text|json] [--lock-within SECONDS], "
+    "or instar agent --rehearse --state DIR --tx TX [--within SECONDS]"
+)
+LOCK_WITHIN_S = 10.0  # an old agent that is being stopped needs a moment
+JOB_GRACE_S = 2.0  # for a running job, when we are told to stop
+RECONNECT = (0.5, 2.0, 30.0)  # floor, factor, cap, in seconds
+RENEW_RETRY = (60.0, 2.0, 3600.0)
+
+log = logging.getLogger("instar.agent")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        args = parse(argv)
+        logs.set_up(args.log, "WARNING" if args.rehearse else "INFO")
+        layout = Layout(args.state)
+        program = running_program(sys.argv[0])
+        if args.rehearse:
+            asyncio.run(_rehearse(layout, program, args.tx, args.within))
+            return 0
+        make_folder(layout.run, 0o700)
+        with RoleLock(layout.role_lock("agent")) as lock:
+            lock.acquire(args.lock_within)
+            asyncio.run(_reside(layout, program))
+    except InstarError as error:
+        print(f"{error.text} ({error.code})", file=sys.stderr, flush=True)
+        return error.exit_status
+    except OSError as error:
+        print(f"cannot run the agent: {error}", file=sys.stderr, flush=True)
+        return MachineError.exit_status
+    return 0
+
+
+async def _rehearse(layout: Layout, program: Program, tx: str, within_s: float) -> None:
+    node = load_node(layout)
+    hello = make_hello(program, node, Clock(), "rehearsal", tx)
+    await rehearse(Dialer(layout, node.server, node.proxy), program, hello, within_s)
+
+
+async def _reside(layout: Layout, program: Program) -> None:
+    """Run until SIGTERM or SIGINT. Raises InstarError, or whatever ended a part by fault."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    clock, node = Clock(), load_node(layout)
+    _record(layout, program, clock)
+    dialer = Dialer(layout, node.server, node.proxy)
+    waker = Waker(layout.socket("updater"))
+    renew = program.command("renew", "--state", str(layout.state))
+    renewer = Renewer(layout.certificate, renew, Backoff(*RENEW_RETRY), random01, clock.wall)
+    agent = Resident(layout, program, node, clock, waker, renewer)
+
+    async def connect() -> Link:
+        return await open_link(dialer, program.header("agent"))
+
+    agent.channel = channel = Channel(connect, agent, Backoff(*RECONNECT), random01, clock.monotonic)
+    agent.jobs = jobs = Jobs(DiskStore(layout.jobs), program.command("runner"), channel.send)
+    api = LocalApi(
+        layout.socket("agent"),
+        {"status": agent.answer_status, "health": agent.answer_health, "look": agent.answer_look},
+    )
+    await api.open()
+    log.info("agent %s of %s runs as %s", program.version, program.digest[:12], node.id)
+    launcher = [sys.executable, "-I", "-S", str(layout.launcher)]
+    guard = [*launcher, "guard", "updater", "--state", str(layout.state)]
+    tasks = [
+        asyncio.create_task(channel.run(), name="channel"),
+        asyncio.create_task(jobs.run(), name="jobs"),
+        asyncio.create_task(waker.run(), name="waker"),
+        asyncio.create_task(renewer.run(), name="renewer"),
+        asyncio.create_task(watch_updater(layout.line("updater").trial, guard), name="watch"),
+    ]
+    try:
+        await first_to_end(tasks, stop)
+        log.info("stopping")
+        await jobs.finish(JOB_GRACE_S)
+    finally:
+        api.close()
+        for task in reversed(tasks):  # the channel last: it can still carry what the others leave
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def _record(layout: Layout, program: Program, clock: Clock) -> None:
+    """Say which process is the agent. The launcher has done so already when it started us."""
+    mine = processes.this_process(clock.boot_id(), program.release)
+    if processes.recorded(layout.process("agent")) != mine:
+        processes.record(layout.process("agent"), mine)
+
+
+def random01() -> float:
+    """A number from [0, 1). The random module would cost the resident 250 KiB."""
+    return int.from_bytes(os.urandom(6), "big") / 2**48
+
+
+@dataclass
+class Options:
+    state: Path = Path()
+    rehearse: bool = False
+    tx: str = ""
+    within: float = 30.0
+    lock_within: float = LOCK_WITHIN_S
+    log: str = "text"
+
+
+def parse(argv: list[str]) -> Options:
+    """Raises InputError `usage`. Done by hand: argparse would cost the resident 300 KiB."""
+    options, words = Options(), list(argv)
+    try:
+        while words:
+            word = words.pop(0)
+            if word == "--rehearse":
+                options.rehearse = True
+            elif word == "--state":
+                options.state = Path(words.pop(0)).absolute()
+            elif word == "--tx":
+                options.tx = words.pop(0)
+            elif word == "--log" and words[0] in ("text", "json"):
+                options.log = words.pop(0)
+            elif word in ("--within", "--lock-within"):
+                setattr(options, word[2:].replace("-", "_"), float(words.pop(0)))
+            else:
+                raise ValueError(word)
+        if options.state == Path() or (options.rehearse and not options.tx):
+            raise ValueError("--state" if options.tx or not options.rehearse else "--tx")
+    except (ValueError, IndexError):
+        raise InputError("usage", USAGE) from None
+    return options

@@ -1,0 +1,93 @@
+"""Who this node is and what it was told, as the agent needs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from instar.core.errors import InputError, MachineError
+from instar.host.layout import Layout
+
+log = logging.getLogger("instar.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    host: str
+    port: int
+    user: str = ""  # for a proxy that wants one; never logged
+    password: str = ""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    id: str
+    server: Address
+    proxy: Address | None
+
+
+def load_node(layout: Layout) -> Node:
+    """Raises MachineError (`not-enrolled`, `bad-identity`) or InputError (`bad-url`).
+
+    A configuration that cannot be read stops nothing: it is said, and the node goes on without it.
+    """
+    name, server = _record(layout)
+    proxy = None
+    if layout.config.exists():  # only then the resident pays for what reads it
+        from instar.host.records import read_config
+
+        try:
+            text = read_config(layout).fetch.proxy
+            proxy = address(text, "http", 3128) if text else None
+        except InputError as error:
+            log.error("%s; going on with the defaults", error.text)
+    return Node(name, server, proxy)
+
+
+def _record(layout: Layout) -> tuple[str, Address]:
+    """identity/node.json, as `instar.host.records` writes it."""
+    try:
+        body = json.loads(layout.node.read_bytes())
+        name, server = str(body["node"]), str(body["server"])
+    except FileNotFoundError:
+        text = f"cannot find {layout.node}: this is no node yet; run `instar install --state {layout.state}`"
+        raise MachineError("not-enrolled", text) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MachineError("bad-identity", f"cannot read {layout.node}: {error!r:.200}") from None
+    return name, address(server, "https", 443)
+
+
+def address(url: str, scheme: str, default_port: int) -> Address:
+    """Host and port of `url`. Raises InputError `bad-url`, which shows no password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or default_port
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    if parts.scheme != scheme or not parts.hostname or not parts.hostname.isascii():
+        got = ascii(parts.hostname) if parts.hostname else "another form"
+        text = f"cannot use address: expected {scheme}://host[:port], got {got}"
+        raise InputError("bad-url", text)
+    return Address(parts.hostname, port, parts.username or "", parts.password or "")
+
+
+def trial_tx(layout: Layout, release: str) -> str:
+    """The transaction that has `release` of the agent on trial, or ''.
+
+    A record about another release, or one that cannot be read, does not count.
+    """
+    if not release:
+        return ""
+    try:
+        record = json.loads(layout.line("agent").trial.read_bytes())
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(record, dict) or record.get("release") != release:
+        return ""
+    tx = record.get("tx")
+    return tx if isinstance(tx, str) else ""

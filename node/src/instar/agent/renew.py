@@ -1,0 +1,72 @@
+"""Renew the node's certificate before it lapses, in a one-shot child, so that the resident stays small.
+
+A certificate that has lapsed already stops nothing here: the attempt is made, said, and made again.
+The channel reads key and certificate anew for each connection, so nobody needs to be told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from instar.agent.certificate import Validity, validity
+from instar.agent.spawn import run_child
+from instar.core.backoff import Backoff
+from instar.core.errors import InputError
+
+LOOK_EVERY_S = 3600.0  # at most: the wall clock may jump
+LEAST_WAIT_S = 1.0
+CHILD_WITHIN_S = 60.0
+
+log = logging.getLogger("instar.agent")
+
+
+class Renewer:
+    """`command` is the one-shot. `wall` is unix time; `random01` draws from [0, 1]."""
+
+    def __init__(
+        self,
+        certificate: Path,
+        command: list[str],
+        backoff: Backoff,
+        random01: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._certificate, self._command, self._backoff = certificate, command, backoff
+        self._random01, self._wall = random01, wall
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        spread01 = self._random01()
+        while True:
+            held = self.validity()
+            left_s = LOOK_EVERY_S if held is None else held.renew_at(spread01) - self._wall()
+            if left_s > 0:
+                await asyncio.sleep(min(max(left_s, LEAST_WAIT_S), LOOK_EVERY_S))
+                continue
+            if await self._renew():
+                self._backoff.reset()
+                spread01 = self._random01()
+            await asyncio.sleep(self._backoff.next(self._random01()))
+
+    def validity(self) -> Validity | None:
+        try:
+            return validity(self._certificate.read_bytes())
+        except (OSError, InputError) as error:
+            log.warning("the node's certificate: %s", error)
+            return None
+
+    async def _renew(self) -> bool:
+        try:
+            outcome = await run_child(self._command, b"", CHILD_WITHIN_S, 65_536)
+        except OSError as error:
+            log.warning("cannot renew the certificate: %s", error)
+            return False
+        if outcome.exit_code or outcome.signal or outcome.cut:
+            words = outcome.stderr.strip().rpartition("\n")[2][:500]
+            log.warning("cannot renew the certificate: %s", words or f"the helper was ended ({outcome.cut})")
+            return False
+        log.info("the certificate was renewed")
+        return True

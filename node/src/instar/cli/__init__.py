@@ -1,0 +1,1 @@
+"""The node's command line: what a person types on the machine."""

@@ -1,0 +1,126 @@
+"""Commands that make the daemons do something: start, stop, rollback, quarantine."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from instar.core.errors import InputError, MachineError, ReleaseError
+from instar.core.journal import Progress
+from instar.engine.journal import Journals
+from instar.host import processes
+from instar.host.clock import Clock
+from instar.host.layout import LINES, Layout
+from instar.host.records import read_node, read_quarantine, write_quarantine
+from instar.host.services import services_of
+from instar.host.sockets import ask
+
+UP_S = 10.0
+POLL_S = 0.05
+
+
+def start(args: argparse.Namespace) -> dict[str, Any]:
+    """Start both roles and wait until their processes are there."""
+    layout, clock = Layout(args.state), Clock()
+    read_node(layout)
+    services = services_of(layout, clock)
+    for role in LINES:
+        services.start(role)
+    end = clock.monotonic() + UP_S
+    while not (running := _running(layout, clock)).issuperset(LINES):
+        if clock.monotonic() > end:
+            absent = ", ".join(sorted(set(LINES) - running))
+            text = f"cannot start the {absent} within {UP_S:g} s; its words are in {layout.run}"
+            raise MachineError("not-started", text)
+        time.sleep(POLL_S)
+    return {"running": sorted(running)}
+
+
+def stop(args: argparse.Namespace) -> dict[str, Any]:
+    layout, clock = Layout(args.state), Clock()
+    read_node(layout)
+    services = services_of(layout, clock)
+    for role in LINES:
+        services.stop(role)
+    return {"running": sorted(_running(layout, clock))}
+
+
+def lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield f"running: {', '.join(answer['running']) or 'nothing'}"
+
+
+def rollback(args: argparse.Namespace) -> dict[str, Any]:
+    """Ask the updater for it and wait for its end: it is a transaction like any other."""
+    layout, clock = Layout(args.state), Clock()
+    read_node(layout)
+    journals = Journals(layout.journal, clock)
+    known = {journal.progress.begin.tx for journal in journals.read_all()}
+    aim = ask(layout.socket("updater"), {"do": "rollback", "line": args.line}, 5.0)
+    end = clock.monotonic() + args.wait
+    while clock.monotonic() < end:
+        progress = _newest_rollback(journals, known)
+        if progress is not None and progress.finished:
+            return _rolled_back(progress)
+        time.sleep(POLL_S)
+    text = f"cannot tell whether {args.line} is back on {aim['version']}: it goes on; see `instar history`"
+    raise MachineError("still-under-way", text)
+
+
+def _newest_rollback(journals: Journals, known: set[str]) -> Progress | None:
+    found = [j.progress for j in journals.read_all() if j.progress.begin.cause == "rollback"]
+    return next((p for p in reversed(found) if p.begin.tx not in known), None)
+
+
+def _rolled_back(progress: Progress) -> dict[str, Any]:
+    if progress.reason is not None:
+        raise ReleaseError("rollback-reverted", f"cannot go back: {progress.reason.text}")
+    return {"line": progress.begin.line, "version": progress.begin.version, "digest": progress.begin.digest}
+
+
+def rollback_lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield f"{answer['line']} is back on {answer['version']} ({answer['digest'][:12]})"
+
+
+def quarantine(args: argparse.Namespace) -> dict[str, Any]:
+    layout = Layout(args.state)
+    read_node(layout)
+    entries = read_quarantine(layout.quarantine)
+    cleared: list[str] = []
+    if args.clear:
+        cleared = [n for n, e in entries.items() if args.clear in ("all", e.version)]
+        if not cleared and args.clear != "all":
+            versions = sorted({e.version for e in entries.values()})
+            text = f"cannot clear {args.clear}: expected one of {versions}"
+            raise InputError("not-in-quarantine", text)
+        entries = {n: e for n, e in entries.items() if n not in cleared}
+        write_quarantine(layout.quarantine, entries)
+    rows = [
+        {
+            "line": name.partition(":")[0],
+            "version": entry.version,
+            "count": entry.count,
+            "until": entry.until,
+            "reason": {"code": entry.reason.code, "text": entry.reason.text},
+        }
+        for name, entry in entries.items()
+    ]
+    return {"entries": rows, "cleared": len(cleared)}
+
+
+def quarantine_lines(answer: dict[str, Any]) -> Iterator[str]:
+    if answer["cleared"]:
+        yield f"cleared {answer['cleared']}; the updater tries again when it looks next"
+    for entry in answer["entries"]:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["until"]))
+        why = f"{entry['count']}x, until {until}: {entry['reason']['text']}"
+        yield f"{entry['line']:8} {entry['version']:12} {why}"
+    if not answer["entries"]:
+        yield "nothing is in quarantine"
+
+
+def _running(layout: Layout, clock: Clock) -> set[str]:
+    boot_id = clock.boot_id()
+    found = {role: processes.recorded(layout.process(role)) for role in LINES}
+    return {role for role, process in found.items() if process and processes.alive(process, boot_id)}

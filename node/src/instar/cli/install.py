@@ -1,0 +1,224 @@
+"""`instar install` and `instar uninstall`: make this machine a node, and take that back.
+
+The order that must hold: everything is checked before anything is written, and `node.json`, which
+makes the folder a node, is written after the certificate. A failed install removes what it made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from instar.cli import control, units
+from instar.core.backoff import Backoff
+from instar.core.errors import InputError, MachineError, ServerUnreachable
+from instar.core.releases import Release
+from instar.host.clock import Clock
+from instar.host.disks import check_flags, check_space
+from instar.host.files import make_folder, point_link, remove_tree, write_atomic
+from instar.host.layout import LINES, Layout
+from instar.host.line import MANIFEST, PROGRAM, Line
+from instar.host.program import Program, running_program
+from instar.host.records import Node, write_node
+from instar.host.services import services_of
+from instar.host.transport import Endpoint, Transport
+from instar.oneshot.identity import make_key_and_csr
+from instar.oneshot.inspect import check_embedded
+from instar.trust.embedded import EmbeddedConfig
+from instar.trust.manifest import FileEntry, Manifest
+from instar.trust.program import join_program, split_program
+
+OLDEST_PYTHON = (3, 11)
+COPIES = 3  # launcher, agent and updater each hold one
+Say = Callable[[str], None]
+
+
+def install(args: argparse.Namespace) -> dict[str, Any]:
+    layout, program = Layout(args.state), running_program(sys.argv[0])
+    say: Say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
+    config = check_embedded((args.embed or program.path).read_bytes(), args.pin)
+    manager = args.service or ("systemd" if units.systemd_runs() else "none")
+    _check_machine(layout, program, manager)
+    made = not layout.state.exists()
+    try:
+        _folders(layout)
+        node = _enrol(layout, config, program, args.wait, say)
+        _releases(layout, program)
+        _records(layout, config, node, manager)
+    except BaseException:
+        _clear(layout, whole=made)
+        raise
+    say(f"enrolled as {node.node} in group {node.group}")
+    if manager == "systemd":
+        units.write_units(layout)
+    running = control.start(args)["running"] if args.start else []
+    return {
+        "node": node.node,
+        "server": node.server,
+        "group": node.group,
+        "version": program.version,
+        "digest": program.digest,
+        "state": str(layout.state),
+        "service": manager,
+        "running": running,
+    }
+
+
+def lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield f"{answer['node']} runs instar {answer['version']} below {answer['state']}"
+    yield f"server {answer['server']}, group {answer['group']}, kept running by {_keeper(answer['service'])}"
+    if not answer["running"]:
+        yield f"start it with: instar start --state {answer['state']}"
+
+
+def _keeper(manager: str) -> str:
+    return "systemd" if manager == "systemd" else "its own keeper (until the machine restarts)"
+
+
+def uninstall(args: argparse.Namespace) -> dict[str, Any]:
+    """Stop everything, prove that it is gone, then remove it. Refuses a folder that is no node's."""
+    layout = Layout(args.state)
+    if not (layout.state / "service.json").exists():
+        raise InputError("not-installed", f"cannot uninstall: {layout.state} is no node's state folder")
+    services = services_of(layout, Clock())
+    for role in LINES:
+        services.stop(role)
+    if services.name == "systemd":
+        units.remove_units()
+    _clear(layout, whole=True)
+    return {"removed": str(layout.state)}
+
+
+def gone_lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield f"removed {answer['removed']}"
+
+
+def _check_machine(layout: Layout, program: Program, manager: str) -> None:
+    if layout.node.exists():
+        text = f"cannot install: {layout.state} is a node's already; `instar uninstall` removes it"
+        raise InputError("already-installed", text)
+    if layout.state.exists() and any(layout.state.iterdir()):
+        text = f"cannot install: expected {layout.state} to be absent or empty, and it holds other files"
+        raise InputError("not-empty", text)
+    if sys.version_info < OLDEST_PYTHON:
+        raise MachineError("old-python", f"cannot install: expected Python 3.11 or newer, got {sys.version}")
+    if manager == "systemd" and os.getuid() != 0:
+        text = "cannot install for systemd: expected to run as root; or use --service none"
+        raise MachineError("not-permitted", text)
+    parent = next(p for p in layout.state.parents if p.exists())
+    check_flags(parent)
+    check_space(parent, COPIES * 2 * program.path.stat().st_size)
+
+
+def _folders(layout: Layout) -> None:
+    for folder in (layout.identity, layout.trust, layout.journal, layout.staging, layout.jobs, layout.run):
+        make_folder(folder, 0o700)
+    for role in LINES:
+        make_folder(layout.line(role).releases)
+    make_folder(layout.launcher.parent)
+
+
+def _enrol(layout: Layout, config: EmbeddedConfig, program: Program, wait_s: float, say: Say) -> Node:
+    """Make the key here, have its request signed. Only a server that is not there yet is waited for."""
+    write_atomic(layout.ca, config.ca.encode())
+    key, csr = make_key_and_csr()
+    body = {"v": 1, "token": config.token, "csr": csr.decode(), "facts": _facts(program)}
+    transport = Transport(Endpoint(config.server, layout.ca, program=program.header("cli")))
+    backoff, end = Backoff(0.2, 2.0, 5.0), time.monotonic() + wait_s
+    while True:
+        try:
+            answer = transport.call("POST", "/v1/enrol", body)
+            break
+        except ServerUnreachable as error:
+            if time.monotonic() > end:
+                raise
+            say(f"waiting for the server: {error.text}")
+            time.sleep(backoff.next(random.random()))
+    transport.close()
+    try:
+        node = Node(str(answer["node"]), config.server, str(answer["group"]), time.time())
+        certificate = str(answer["certificate"])
+    except (KeyError, TypeError) as error:
+        raise ServerUnreachable("bad-answer", f"cannot enrol: the answer has no {error}") from None
+    write_atomic(layout.key, key, 0o600)
+    write_atomic(layout.certificate, certificate.encode())
+    return node
+
+
+def _facts(program: Program) -> dict[str, Any]:
+    return {
+        "hostname": socket.gethostname(),
+        "os": f"{platform.system()} {platform.release()}",
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+        "version": program.version,
+    }
+
+
+def _releases(layout: Layout, program: Program) -> None:
+    """The first release of both lines, and the launcher's copy, from the program that is running."""
+    bare = join_program(split_program(program.path.read_bytes())[0], b"")
+    release = Release(program.version, program.digest)
+    entry = FileEntry(PROGRAM, len(bare), hashlib.sha256(bare).hexdigest(), "0755")
+    manifest = Manifest("instar", program.version, program.digest, (entry,)).encode()
+    write_atomic(layout.launcher, bare, 0o755)
+    for role in LINES:
+        line = Line(layout.line(role))
+        folder = line.folder(release.name)
+        make_folder(folder)
+        write_atomic(folder / PROGRAM, bare, 0o555)
+        write_atomic(folder / MANIFEST, manifest, 0o444)
+        line.mark_valid(release.name)
+        point_link(line.layout.current, f"releases/{release.name}")
+
+
+def _records(layout: Layout, config: EmbeddedConfig, node: Node, manager: str) -> None:
+    root = json.dumps(config.root, sort_keys=True, separators=(",", ":")).encode()
+    write_atomic(layout.trust / "pinned-root.json", root, 0o600)
+    write_atomic(layout.config, CONFIG.encode())
+    write_atomic(layout.state / "service.json", json.dumps({"v": 1, "manager": manager}).encode())
+    write_node(layout, node)
+
+
+def _clear(layout: Layout, whole: bool) -> None:
+    if whole:
+        remove_tree(layout.state)
+        return
+    for path in layout.state.iterdir():
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+CONFIG = """\
+# What you may set on this node. Every line is optional; the values shown are the defaults.
+# A file that cannot be read is reported in the log, and the defaults hold.
+
+[trial]
+# hold_s = 10.0        # a new release must run this long under one pid
+# lease_s = 120.0      # and be confirmed within this, or it is reverted
+# cap_s = 3600.0       # the longest stretch while nobody on this node reaches the server
+# attempts = 3         # starts that a release on trial has
+
+[rehearsal]
+# within_s = 30.0
+
+[network]
+# rate_bytes_s = 0     # cap on fetching; 0 is none
+# proxy = ""           # http://host:port
+
+[updater]
+# poll_s = 0.0         # 0: as the server says
+# retry_floor_s = 1.0
+# retry_cap_s = 300.0
+"""

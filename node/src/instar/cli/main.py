@@ -1,0 +1,105 @@
+"""`instar COMMAND`: arguments in, an exit status out. Each command lives in the file named after it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from instar.cli import control, install, show
+from instar.core.errors import InstarError, MachineError
+
+DEFAULT_STATE = Path("/var/lib/instar")
+
+ABOUT = """\
+Keeps this machine's agent, and everything it looks after, on the release that its server wants:
+staged, verified, rehearsed, activated for a trial, confirmed or put back."""
+
+EPILOG = """\
+examples:
+  instar install                      make this machine a node (the program carries its server's address)
+  instar install --state DIR --service none   the same below DIR, kept running without systemd
+  instar status                       what runs, and whether it is well
+  instar history                      why this node is on this version
+  instar rollback                     go back to the previous release
+
+exit status: 0 done, 2 wrong usage, 3 not trusted, 4 this machine, 5 server unreachable, 6 server refused"""
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        answer = args.run(args)
+    except InstarError as error:
+        return _fail(args, error)
+    except PermissionError as error:
+        return _fail(args, MachineError("not-permitted", f"cannot use {error.filename}: run it as root"))
+    except KeyboardInterrupt:
+        return 130
+    if args.json:
+        print(json.dumps(answer, indent=1))
+    else:
+        for line in args.lines(answer):
+            print(line)
+    return 0
+
+
+def _fail(args: argparse.Namespace, error: InstarError) -> int:
+    if args.json:
+        print(json.dumps({"error": error.as_json()}))
+    else:
+        print(f"instar: {error.text} ({error.code})", file=sys.stderr)
+    return error.exit_status
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("instar", description=ABOUT, epilog=EPILOG, formatter_class=raw)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, run: Any, lines: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--state", type=_folder, default=DEFAULT_STATE, help="state folder (%(default)s)")
+        sub.add_argument("--json", action="store_true", help="answer for programs")
+        sub.set_defaults(run=run, lines=lines)
+        return sub
+
+    sub = command("install", "Make this machine a node of the server that the program names.", install.install,
+                  install.lines)  # fmt: skip
+    sub.add_argument("--service", choices=("systemd", "none"), help="who keeps it running (found out)")
+    sub.add_argument("--no-start", dest="start", action="store_false", help="install, but do not start")
+    sub.add_argument("--start", action="store_true", default=True, help=argparse.SUPPRESS)
+    sub.add_argument("--embed", type=Path, help="take the embedded configuration from this file instead")
+    sub.add_argument("--pin", default="", metavar="SHA256", help="refuse any other root of trust")
+    sub.add_argument("--wait", type=float, default=30.0, metavar="S", help="for the server (%(default)s)")
+    command("uninstall", "Stop this node's programs and remove them and all state.", install.uninstall,
+            install.gone_lines)  # fmt: skip
+    command("start", "Start the agent and the updater.", control.start, control.lines)
+    command("stop", "Stop the agent and the updater.", control.stop, control.lines)
+    command("status", "Show what runs, and whether it is well.", show.status, show.status_lines)
+    sub = command("history", "Show why this node is on this version.", show.history, show.history_lines)
+    sub.add_argument(
+        "--limit", type=_count, default=20, metavar="N", help="newest N transactions (%(default)s)"
+    )
+    sub = command("rollback", "Go back to the previous release.", control.rollback, control.rollback_lines)
+    sub.add_argument("--line", choices=("agent", "updater"), default="agent", help="(%(default)s)")
+    sub.add_argument("--wait", type=float, default=300.0, metavar="S", help="for its end (%(default)s)")
+    sub = command("quarantine", "Show or clear the releases that failed here.", control.quarantine,
+                  control.quarantine_lines)  # fmt: skip
+    sub.add_argument("--clear", metavar="VERSION|all", help="let it be tried again")
+    command("version", "Show which build this is.", show.version, show.version_lines)
+    return parser
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder")
+    return Path(text).absolute()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)

@@ -1,0 +1,127 @@
+"""Commands that look and change nothing: status, history, version. The disk is the truth."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from instar.core.errors import InstarError
+from instar.core.journal import timeline
+from instar.core.releases import version_of
+from instar.engine.journal import Journal, Journals
+from instar.host import processes, trials
+from instar.host.clock import Clock
+from instar.host.layout import LINES, Layout
+from instar.host.line import Line
+from instar.host.program import running_program
+from instar.host.records import read_node, read_quarantine
+from instar.host.sockets import ask
+
+ASK_S = 2.0
+
+
+def status(args: argparse.Namespace) -> dict[str, Any]:
+    layout, clock = Layout(args.state), Clock()
+    node = read_node(layout)
+    return {
+        "node": node.node,
+        "server": node.server,
+        "group": node.group,
+        "lines": {role: _line(layout, role, clock) for role in LINES},
+        "quarantine": [
+            {"line": name.partition(":")[0], "version": e.version, "until": e.until, "reason": e.reason.text}
+            for name, e in read_quarantine(layout.quarantine).items()
+            if e.until > clock.wall()
+        ],
+    }
+
+
+def _line(layout: Layout, role: str, clock: Clock) -> dict[str, Any]:
+    line = Line(layout.line(role))
+    process = processes.recorded(layout.process(role))
+    runs = process is not None and processes.alive(process, clock.boot_id())
+    trial = trials.read(line) if layout.line(role).trial.exists() else None
+    about: dict[str, Any] = {
+        "current": line.current(),
+        "previous": line.previous(),
+        "running": process.release if process and runs else "",
+        "pid": process.pid if process and runs else 0,
+        "trial": trial.tx if trial and trial.open else "",
+    }
+    try:
+        said = ask(layout.socket(role), {"do": "health"}, ASK_S)
+        about |= {"digest": said.get("digest", ""), "connected": said.get("connected"), "answers": True}
+    except InstarError:
+        about |= {"digest": "", "connected": None, "answers": False}
+    return about
+
+
+def status_lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield f"node     {answer['node']}  group {answer['group']}  server {answer['server']}"
+    for role, line in answer["lines"].items():
+        state = f"pid {line['pid']}" if line["running"] else "not running"
+        if line["connected"] is not None:
+            state += ", connected" if line["connected"] else ", not connected"
+        if line["trial"]:
+            state += ", on trial"
+        yield f"{role:8} {line['current'] or 'no release':28} {state}"
+        if line["running"] and line["running"] != line["current"]:
+            yield f"{'':8} runs {line['running']} still"
+    for entry in answer["quarantine"]:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["until"]))
+        yield f"kept out {entry['line']} {entry['version']} until {until}: {entry['reason']}"
+
+
+def history(args: argparse.Namespace) -> dict[str, Any]:
+    layout = Layout(args.state)
+    read_node(layout)
+    journals = Journals(layout.journal, Clock()).read_all()
+    return {"transactions": [_transaction(journal) for journal in journals[-args.limit :]]}
+
+
+def _transaction(journal: Journal) -> dict[str, Any]:
+    progress = journal.progress
+    begin, reason = progress.begin, progress.reason
+    return {
+        "tx": begin.tx,
+        "line": begin.line,
+        "cause": begin.cause,
+        "version": begin.version,
+        "digest": begin.digest,
+        "from_version": version_of(begin.origin) if begin.origin else "",
+        "state": progress.state.value,
+        "reason": {"code": reason.code, "text": reason.text} if reason else None,
+        "began": progress.began.wall,
+        "ended": progress.changed.wall if progress.finished and progress.changed else None,
+        "changes": [
+            {
+                "number": change.number,
+                "state": change.state.value,
+                "wall": change.at.wall,
+                "reason": change.reason.text if change.reason else "",
+            }
+            for change in timeline(journal.records)
+        ],
+    }
+
+
+def history_lines(answer: dict[str, Any]) -> Iterator[str]:
+    if not answer["transactions"]:
+        yield "no transaction yet: this node runs what it was installed with"
+    for entry in answer["transactions"]:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["began"]))
+        why = f": {entry['reason']['text']}" if entry["reason"] else ""
+        step = f"{entry['from_version']} -> {entry['version']}"
+        yield f"{when}  {entry['line']:8} {step:24} {entry['state']}{why}"
+
+
+def version(args: argparse.Namespace) -> dict[str, Any]:
+    program = running_program(sys.argv[0])
+    return {"version": program.version, "digest": program.digest}
+
+
+def version_lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield f"instar {answer['version']} ({answer['digest']})"

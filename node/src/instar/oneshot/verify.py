@@ -1,0 +1,133 @@
+"""`instar.pyz verify --state DIR --target PATH [--server URL …]`: is this target signed for now?
+
+A one-shot child of the updater, so that no resident ever loads TUF. One line of JSON on stdout:
+
+    {"ok":true,"target":{"path","length","hashes":{"sha256"},"custom":{…}},
+     "versions":{"root","timestamp","snapshot","targets"},"url_path":"targets/node/<sha256>.instar-1.1.0.tar.gz",
+     "dropped":[]}
+    {"ok":false,"error":{"code","text"},"kind":"trust|stale|expired|absent|unreachable|refused|machine|input"}
+
+`kind` says what to do: `trust` is an alarm; `stale`, `expired`, `absent`, `unreachable`, `refused` mean to
+wait and ask again. The exit status is that of the error's class (core/errors.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from instar.core.errors import (
+    InputError,
+    InstarError,
+    MachineError,
+    ServerRefused,
+    ServerUnreachable,
+    TrustError,
+)
+from instar.host.layout import Layout
+from instar.host.transport import Endpoint, Transport
+from instar.oneshot import diet
+from instar.trust.paths import check_path
+
+KINDS: dict[str, str] = {"stale-mirror": "stale", "no-such-target": "absent"}
+KIND_OF_CLASS: tuple[tuple[type[InstarError], str], ...] = (
+    (TrustError, "trust"),
+    (ServerUnreachable, "unreachable"),
+    (ServerRefused, "refused"),
+    (MachineError, "machine"),
+    (InputError, "input"),
+)
+
+
+def main(argv: list[str]) -> int:
+    options = _parser().parse_args(argv)
+    try:
+        answer = _run(options)
+    except InstarError as error:
+        print(json.dumps({"ok": False, "error": error.as_json(), "kind": kind_of(error)}), flush=True)
+        return error.exit_status
+    print(json.dumps(answer), flush=True)
+    return 0
+
+
+def kind_of(error: InstarError) -> str:
+    """What a caller does about `error`."""
+    if error.code.startswith("expired-"):
+        return "expired"
+    by_class = (kind for cls, kind in KIND_OF_CLASS if isinstance(error, cls))
+    return KINDS.get(error.code) or next(by_class, "machine")
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    diet.apply()
+    from instar.oneshot.metadata import verify_target
+
+    layout = Layout(options.state)
+    check_path(options.target, "target")
+    now = datetime.now(UTC)
+    failure: InstarError | None = None
+    for server in options.server or [_server_of(layout)]:
+        transport = Transport(_endpoint(layout, server, options))
+        try:
+            found = verify_target(layout.trust, options.target, _fetch_by(transport), now)
+        except ServerUnreachable as error:
+            failure = error
+            continue
+        finally:
+            transport.close()
+        return {
+            "ok": True,
+            "target": {
+                "path": found.path,
+                "length": found.length,
+                "hashes": {"sha256": found.sha256},
+                "custom": found.custom,
+            },
+            "versions": found.versions,
+            "url_path": found.url_path,
+            "dropped": found.dropped,
+        }
+    raise failure or InputError("no-server", "cannot verify: no server was given")
+
+
+def _fetch_by(transport: Transport) -> Callable[[str], bytes]:
+    return lambda path: transport.get(f"/v1/{path}")
+
+
+def _endpoint(layout: Layout, server: str, options: argparse.Namespace) -> Endpoint:
+    return Endpoint(
+        server, layout.ca, layout.certificate, layout.key, options.proxy, options.program, options.timeout
+    )
+
+
+def _server_of(layout: Layout) -> str:
+    try:
+        return str(json.loads(layout.node.read_bytes())["server"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("no-server", f"cannot verify: {layout.node} names no server: {error!r}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="instar verify", description="Check that a target is signed for now, and print what was signed."
+    )
+    parser.add_argument("--state", type=Path, required=True, help="the node's state folder")
+    parser.add_argument("--target", required=True, help="target path, such as node/instar-1.1.0.tar.gz")
+    parser.add_argument(
+        "--server",
+        action="append",
+        help="https://host:port; several are tried in turn (default: the node's own)",
+    )
+    parser.add_argument("--proxy", default="", help="http://host:port")
+    parser.add_argument("--program", default="", help="value of the Instar-Program header")
+    parser.add_argument("--timeout", type=float, default=20.0, help="seconds for each answer (default 20)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

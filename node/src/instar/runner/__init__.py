@@ -1,0 +1,1 @@
+"""One process per job. What happens in it cannot harm the agent."""

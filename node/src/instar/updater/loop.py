@@ -1,0 +1,194 @@
+"""The updater's rounds: finish what is open, ask what is wanted, drive what is needed, wait to be woken."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from instar.core import quarantine
+from instar.core.backoff import Backoff
+from instar.core.errors import InputError, InstarError
+from instar.core.journal import Begin, Reason
+from instar.core.releases import Release
+from instar.core.settings import UpdaterSettings
+from instar.core.transaction import State
+from instar.core.wish import Wanted, Wish
+from instar.engine.driver import BEFORE_ACTIVATION, Follower, abandon, drive
+from instar.engine.journal import Journal, Journals
+from instar.engine.target import NotNow
+from instar.host.clock import Clock
+from instar.host.layout import Layout
+from instar.host.line import Line
+from instar.host.records import read_quarantine
+from instar.targets.release import ReleaseTarget
+from instar.updater.client import ServerClient
+
+KEPT_JOURNALS = 50
+OLDEST_S = 86400.0  # for a transaction that has not been activated
+
+log = logging.getLogger("instar.updater")
+
+
+@dataclass(slots=True)
+class Orders:
+    """What other threads leave for the loop. Taken and left under `lock`."""
+
+    lock: threading.Lock
+    wake: threading.Event
+    rollback: str = ""  # the line to roll back
+    busy: str = ""  # the transaction being driven
+
+
+class Loop:
+    def __init__(
+        self,
+        layout: Layout,
+        clock: Clock,
+        targets: Mapping[str, ReleaseTarget],
+        client: ServerClient,
+        follower: Follower,
+        settings: UpdaterSettings,
+        orders: Orders,
+    ) -> None:
+        self.layout, self.clock, self.targets, self.client = layout, clock, targets, client
+        self.follower, self.settings, self.orders = follower, settings, orders
+        self.journals = Journals(layout.journal, clock)
+        self.backoff = Backoff(settings.retry_floor_s, 2.0, settings.retry_cap_s)
+
+    def round(self) -> float:
+        """Do all there is to do. Returns the seconds until the next round is due.
+
+        Raises HandOver when this process must become another release.
+        """
+        try:
+            self._drive_open(active_only=True)
+            self._rollback()
+            wanted = self.client.wanted()
+            self._give_up_unwanted(wanted)
+            self._drive_open(active_only=False)
+            for wish in wanted.wishes:
+                self._fulfil(wish, wanted)
+            self.journals.prune(KEPT_JOURNALS)
+        except NotNow as later:
+            log.warning("later: %s", later.reason.text)
+            return self.backoff.next(random.random())
+        except InstarError as error:
+            log.warning("%s", error.text)
+            return self.backoff.next(random.random())
+        self.backoff.reset()
+        return (self.settings.poll_s or wanted.poll_s) * random.uniform(0.9, 1.1)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait to be woken, at most `seconds`; whether somebody did."""
+        woken = self.orders.wake.wait(seconds)
+        self.orders.wake.clear()
+        return woken
+
+    # --- one transaction
+
+    def _drive(self, journal: Journal) -> State:
+        begin = journal.progress.begin
+        with self.orders.lock:
+            self.orders.busy = begin.tx
+        try:
+            end = drive(journal, self.targets[begin.line], self.follower)
+        finally:
+            with self.orders.lock:
+                self.orders.busy = ""
+        why = f": {end.reason.text}" if end.reason else ""
+        log.info("%s %s %s%s", begin.line, begin.version, end.state.value, why)
+        return end.state
+
+    def _drive_open(self, active_only: bool) -> None:
+        """Go on with what is open: what is active, or needs no server, before anything else."""
+        for journal in self.journals.unfinished():
+            passive = journal.progress.state in BEFORE_ACTIVATION and journal.progress.begin.cause == "wish"
+            if active_only and passive:
+                continue
+            if self._too_old(journal):
+                abandon(journal, self.targets[journal.progress.begin.line], _reason_too_old())
+            self._drive(journal)
+
+    def _too_old(self, journal: Journal) -> bool:
+        began = journal.progress.began
+        now = self.clock.boottime()
+        return began.boot_id == self.clock.boot_id() and now - began.boottime > OLDEST_S
+
+    def _give_up_unwanted(self, wanted: Wanted) -> None:
+        """End what was begun for a wish that is no longer there, unless it is active already."""
+        digests = {wish.line: wish.release.digest for wish in wanted.wishes}
+        for journal in self.journals.unfinished():
+            begin = journal.progress.begin
+            if begin.cause == "wish" and digests.get(begin.line) != begin.digest:
+                reason = Reason("superseded", "the server wants another release by now")
+                if abandon(journal, self.targets[begin.line], reason):
+                    self._drive(journal)
+
+    # --- new ones
+
+    def _fulfil(self, wish: Wish, wanted: Wanted) -> None:
+        line = self.targets[wish.line].line
+        if line.current() == wish.release.name:
+            return
+        if self._kept_out(wish) or self._waits_for_updater(wish, wanted):
+            return
+        log.info("%s: from %s to %s", wish.line, line.current(), wish.release.name)
+        begin = self._begin(line, wish.line, wish.release.version, wish.release.digest, "wish")
+        begin = replace(begin, target=wish.target, generation=wish.generation)
+        self._drive(self.journals.begin(begin))
+
+    def _kept_out(self, wish: Wish) -> bool:
+        entries = read_quarantine(self.layout.quarantine)
+        entry = quarantine.keeps_out(
+            entries, quarantine.key(wish.line, wish.release.digest), self.clock.wall()
+        )
+        if entry is not None:
+            log.info("%s %s is in quarantine: %s", wish.line, wish.release.version, entry.reason.text)
+        return entry is not None
+
+    def _waits_for_updater(self, wish: Wish, wanted: Wanted) -> bool:
+        """The updater goes first: a release that it could not take is not given to the agent."""
+        if wish.line != "agent":
+            return False
+        return any(
+            w.line == "updater"
+            and w.release == wish.release
+            and self.targets["updater"].line.current() != w.release.name
+            for w in wanted.wishes
+        )
+
+    def _rollback(self) -> None:
+        """Do the rollback that was asked for, if one was."""
+        with self.orders.lock:
+            role, self.orders.rollback = self.orders.rollback, ""
+        if not role:
+            return
+        target = self.targets[role]
+        release = previous_release(target)
+        log.info("%s: back to %s, as asked", role, release.name)
+        begin = self._begin(target.line, role, release.version, release.digest, "rollback")
+        self._drive(self.journals.begin(begin))
+
+    def _begin(self, line: Line, role: str, version: str, digest: str, cause: str) -> Begin:
+        tx = f"tx-{uuid.uuid4().hex[:16]}"
+        return Begin(tx, role, version, digest, "", line.current(), line.previous(), cause)
+
+
+def previous_release(target: ReleaseTarget) -> Release:
+    """What a rollback goes to. Raises InputError `nothing-to-roll-back-to`."""
+    line = target.line
+    name = line.previous()
+    if not name or name == line.current() or not line.is_valid(name):
+        text = (
+            f"cannot roll back the {target.role}: there is no valid previous release beside {line.current()}"
+        )
+        raise InputError("nothing-to-roll-back-to", text)
+    return target.release_of(name)
+
+
+def _reason_too_old() -> Reason:
+    return Reason("too-old", f"it could not be activated within {OLDEST_S / 3600:g} h")

@@ -1,0 +1,171 @@
+"""`updater --state DIR`, and `updater --rehearse --state DIR --tx TX [--within S]`.
+
+Only wires. Under systemd the updater is started by its socket or timer and leaves when it has had
+nothing to do for IDLE_S; elsewhere it stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from instar.core.errors import InputError, InstarError, MachineError
+from instar.core.settings import Settings
+from instar.engine.journal import Journals
+from instar.engine.target import HandOver
+from instar.host import logs, processes
+from instar.host.clock import Clock
+from instar.host.files import make_folder
+from instar.host.layout import LINES, Layout
+from instar.host.locks import RoleLock
+from instar.host.program import Program, running_program
+from instar.host.records import read_config, read_node
+from instar.host.services import services_of
+from instar.host.transport import Endpoint, Transport
+from instar.targets.agent_release import AgentRelease
+from instar.targets.kit import Kit
+from instar.targets.release import ReleaseTarget
+from instar.targets.updater_release import UpdaterRelease
+from instar.updater.api import LocalApi
+from instar.updater.client import ServerClient
+from instar.updater.loop import Loop, Orders, previous_release
+from instar.updater.rehearse import rehearse
+from instar.updater.reporter import Reporter
+
+LOCK_WITHIN_S = 10.0
+REPORT_WITHIN_S = 0.5
+IDLE_S = 5.0
+
+log = logging.getLogger("instar.updater")
+
+
+def main(argv: list[str]) -> int:
+    args = _parse(argv)
+    logs.set_up(args.log)
+    layout, clock = Layout(args.state.absolute()), Clock()
+    try:
+        program = running_program(sys.argv[0])
+        if args.rehearse:
+            return rehearse(layout, program, args.tx, args.within)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # every step may be cut off anywhere
+        make_folder(layout.run, 0o700)
+        with RoleLock(layout.role_lock("updater")) as lock:
+            lock.acquire(LOCK_WITHIN_S)
+            processes.record(
+                layout.process("updater"), processes.this_process(clock.boot_id(), program.release)
+            )
+            try:
+                _serve(layout, clock, program)
+            except HandOver:
+                _become_launcher(layout)
+    except InstarError as error:
+        print(f"instar updater: {error.text} ({error.code})", file=sys.stderr, flush=True)
+        return error.exit_status
+    except OSError as error:
+        print(f"instar updater: {error}", file=sys.stderr, flush=True)
+        return MachineError.exit_status
+    return 0
+
+
+def _serve(layout: Layout, clock: Clock, program: Program) -> None:
+    settings = _settings(layout)
+    endpoint = _endpoint(layout, settings, program)
+    client = ServerClient(Transport(endpoint), layout, program)
+    journals = Journals(layout.journal, clock)
+    reporter = Reporter(
+        ServerClient(Transport(endpoint), layout, program),
+        journals,
+        settings.updater.retry_floor_s,
+        settings.updater.retry_cap_s,
+    )
+    services = services_of(layout, clock)
+    kit = Kit(layout, clock, services, client, settings, program, time.sleep)
+    targets: dict[str, ReleaseTarget] = {"agent": AgentRelease(kit), "updater": UpdaterRelease(kit)}
+    orders = Orders(threading.Lock(), threading.Event())
+    loop = Loop(layout, clock, targets, client, reporter, settings.updater, orders)
+    LocalApi(layout.socket("updater"), _handlers(program, targets, orders)).start()
+    reporter.start()
+    log.info("updater %s (%s) is up", program.version, program.digest[:12])
+    try:
+        while True:
+            due_s = loop.round()
+            leaves = services.name == "systemd" and not loop.journals.unfinished()
+            if not loop.wait(min(due_s, IDLE_S) if leaves else due_s) and leaves:
+                return  # its timer or its socket starts it again
+    finally:
+        reporter.stop(REPORT_WITHIN_S)
+
+
+def _handlers(program: Program, targets: dict[str, ReleaseTarget], orders: Orders) -> dict[str, Any]:
+    about = {
+        "version": program.version,
+        "digest": program.digest,
+        "release": program.release,
+        "pid": os.getpid(),
+    }
+
+    def status(_: dict[str, Any]) -> dict[str, Any]:
+        with orders.lock:
+            return {**about, "transaction": orders.busy}
+
+    def look(_: dict[str, Any]) -> dict[str, Any]:
+        orders.wake.set()
+        return {}
+
+    def rollback(request: dict[str, Any]) -> dict[str, Any]:
+        role = request.get("line", "agent")
+        if role not in LINES:
+            raise InputError("bad-request", f"cannot roll back: expected line agent or updater, got {role!r}")
+        release = previous_release(targets[role])
+        with orders.lock:
+            if orders.busy:
+                raise InputError("busy", f"cannot roll back: transaction {orders.busy} is under way")
+            orders.rollback = role
+        orders.wake.set()
+        return {"line": role, "version": release.version, "digest": release.digest}
+
+    return {"status": status, "health": status, "look": look, "rollback": rollback}
+
+
+def _settings(layout: Layout) -> Settings:
+    try:
+        return read_config(layout)
+    except InputError as error:
+        log.error("%s; going on with the defaults", error.text)
+        return Settings()
+
+
+def _endpoint(layout: Layout, settings: Settings, program: Program) -> Endpoint:
+    return Endpoint(
+        read_node(layout).server,
+        layout.ca,
+        layout.certificate,
+        layout.key,
+        settings.network.proxy,
+        program.header("updater"),
+    )
+
+
+def _become_launcher(layout: Layout) -> None:
+    """This process, with its pid, goes on as whatever `current` names now. Does not return."""
+    log.info("handing over to the release that is current")
+    program = str(layout.launcher)
+    command = [sys.executable, "-I", "-S", program, "launch", "updater", "--state", str(layout.state)]
+    os.execv(sys.executable, command)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="instar updater", description="Replaces this node's releases.")
+    parser.add_argument("--state", type=Path, required=True, help="the node's state folder")
+    parser.add_argument("--rehearse", action="store_true", help="test yourself, and touch nothing")
+    parser.add_argument("--tx", default="", help="the transaction that is rehearsed")
+    parser.add_argument("--within", type=float, default=30.0, help="seconds for the rehearsal")
+    parser.add_argument("--log", choices=("text", "json"), default="text")
+    return parser.parse_args(argv)

@@ -1,0 +1,1 @@
+"""`instarctl`: the operator's command line, over the REST API."""

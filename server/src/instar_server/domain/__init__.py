@@ -1,0 +1,1 @@
+"""Pure rules of the server: no I/O, no clock, no chance; time and randomness are arguments."""

@@ -1,0 +1,52 @@
+"""A node's history as a chain: each entry's hash covers the hash before it.
+
+So an entry that is changed, taken out or put in between breaks every later hash, and a
+truncated tail no longer meets the head that is kept with the node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FIELDS = (
+    "node", "n", "source", "id", "tx", "line", "phase", "version", "digest", "from_version",
+    "reason_code", "reason_text", "wall", "boot_id", "stored_at",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFault:
+    """The first entry (its number `n`) that does not fit, and how."""
+
+    n: int
+    text: str
+
+
+def genesis(node: str) -> str:
+    """The hash that a node's first entry builds upon."""
+    return hashlib.sha256(f"instar-history-1:{node}".encode()).hexdigest()
+
+
+def link(previous: str, entry: Mapping[str, Any]) -> str:
+    """The hash of `entry` after the entry whose hash is `previous`."""
+    body = json.dumps({name: entry[name] for name in FIELDS}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
+
+
+def first_fault(node: str, entries: Iterable[Mapping[str, Any]], head_n: int, head: str) -> ChainFault | None:
+    """Check a node's whole history, oldest first, against the kept head. None: it is whole."""
+    previous, n = genesis(node), 0
+    for n, entry in enumerate(entries, start=1):
+        if entry["n"] != n:
+            return ChainFault(n, f"entry {n} is missing: the next one is {entry['n']}")
+        hash_ = link(previous, entry)
+        if hash_ != entry["hash"]:
+            return ChainFault(n, f"entry {n} was altered: expected hash {hash_[:12]}…, got {entry['hash'][:12]}…")
+        previous = hash_
+    if (n, previous) != (head_n, head if head_n else previous):
+        return ChainFault(n + 1, f"the history ends at entry {n}, expected {head_n}")
+    return None

@@ -1,0 +1,75 @@
+"""Who needs a look: connected nodes that do not run what is wanted, not told too often.
+
+A look is only a nudge; the node asks what is wanted anyway every `poll_s`. So a lost one costs
+time and nothing else, and a node that will not have a release is not nagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from instar_server.domain.wanted import Wish, effective
+
+OPEN_PHASES = frozenset({"offered", "staged", "verified", "rehearsed", "trial", "confirming", "reverting"})
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A connected node, as last seen. `told` is the highest generation it was nudged about, at `looked_at`.
+
+    `tries` counts the looks about that generation; `tx_phase` is the last phase reported.
+    """
+
+    node: str
+    group: str
+    running: dict[str, str] = field(default_factory=dict)  # line -> program digest
+    floor: int = 0
+    tx_phase: str = ""
+    told: int = 0
+    looked_at: float = 0.0
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LookAt:
+    node: str
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookRules:
+    """Seconds: the first repeat comes after `floor_s`, each later one twice as late, up to `cap_s`."""
+
+    floor_s: float = 30.0
+    cap_s: float = 600.0
+
+
+def decide(wishes: list[Wish], nodes: Iterable[Observed], now: float, rules: LookRules) -> list[LookAt]:
+    """The looks that are due now."""
+    by_subject: dict[tuple[str, str], list[Wish]] = {}
+    for wish in wishes:
+        by_subject.setdefault((wish.scope, wish.subject), []).append(wish)
+    due = []
+    for node in nodes:
+        near = by_subject.get(("group", node.group), []) + by_subject.get(("node", node.node), [])
+        unmet = _unmet(effective(near, node.node, node.group, node.floor), node.running)
+        if unmet is None:
+            continue
+        if unmet.generation > node.told or _due_again(node, now, rules):
+            due.append(LookAt(node.node, unmet.generation, f"{unmet.line} {unmet.version} is wanted"))
+    return due
+
+
+def _unmet(wishes: dict[str, Wish], running: dict[str, str]) -> Wish | None:
+    """The newest wish that is not met. A line whose program is not known counts as not met."""
+    unmet = [wish for line, wish in wishes.items() if running.get(line) != wish.digest]
+    return max(unmet, key=lambda wish: wish.generation, default=None)
+
+
+def _due_again(node: Observed, now: float, rules: LookRules) -> bool:
+    if node.tx_phase in OPEN_PHASES:
+        return now - node.looked_at >= rules.cap_s  # it is at work: leave it alone for long
+    wait = min(rules.cap_s, rules.floor_s * 2.0 ** min(20, max(0, node.tries - 1)))
+    return now - node.looked_at >= wait

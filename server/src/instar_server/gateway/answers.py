@@ -1,0 +1,66 @@
+"""Errors and bodies as HTTP: one shape for every answer that is not good news."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from instar.core.errors import InputError, InstarError, MachineError, TrustError
+from instar_server.domain.errors import Conflict, Forbidden, NotFound, TooLarge, TooMany, Unauthenticated
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BODY_WITHIN_S = 30.0
+
+_STATUS: tuple[tuple[type[InstarError], int], ...] = (
+    (NotFound, 404), (Conflict, 409), (TooLarge, 413), (InputError, 400), (TrustError, 400),
+    (Forbidden, 403), (Unauthenticated, 401), (TooMany, 429), (MachineError, 503),
+)  # fmt: skip
+_CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+
+
+def status_of(error: InstarError) -> int:
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def json_answer(body: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+def error_answer(status: int, code: str, message: str) -> web.Response:
+    return json_answer({"error": {"code": code, "message": message}}, status)
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal in the one shape of the protocol."""
+    try:
+        return await handler(request)
+    except InstarError as error:
+        return error_answer(status_of(error), error.code, error.text)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        code = _CODES.get(error.status, "bad-request")
+        return error_answer(error.status, code, f"cannot serve {request.method} {request.path[:200]}: {error.reason}")
+
+
+async def read_body(request: web.Request, kind: type[T], limit: int) -> T:
+    """The JSON body as `kind`. Raises InputError `bad-body`, TooLarge; a slow sender gets InputError too."""
+    if (request.content_length or 0) > limit:
+        raise TooLarge("body-too-large", f"cannot read the body: expected at most {limit} bytes")
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            data = await request.read()
+    except TimeoutError:
+        raise InputError("body-too-slow", f"cannot read the body: it took over {BODY_WITHIN_S:g} s") from None
+    if len(data) > limit:
+        raise TooLarge("body-too-large", f"cannot read the body: expected at most {limit} bytes, got {len(data)}")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InputError("bad-body", f"cannot read the body: {str(error)[:300]}") from None

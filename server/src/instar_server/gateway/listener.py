@@ -1,0 +1,108 @@
+"""The gateway's socket: TLS, bounds on slow newcomers, start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from instar_server.gateway.answers import Handler, errors
+from instar_server.gateway.artifacts import Artifacts
+from instar_server.gateway.channels import Channels
+from instar_server.gateway.identity import make_middleware
+from instar_server.gateway.nodes import MAX_EVENTS, NodeCalls
+from instar_server.services.standing import Standing
+
+HANDSHAKE_S = 15.0
+FIRST_REQUEST_S = 15.0  # from the handshake to the end of the first request's headers
+KEEPALIVE_S = 75.0
+TRIM_S = 60.0
+
+
+def tls_context(certificate: Path, ca: str) -> ssl.SSLContext:
+    """`certificate` holds key and certificate, `ca` is PEM. Client certificates are asked for, and checked if shown."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate)
+    context.load_verify_locations(cadata=ca)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+class Gateway:
+    def __init__(
+        self, standing: Standing, calls: NodeCalls, artifacts: Artifacts, channels: Channels, now: Callable[[], float]
+    ) -> None:
+        self._channels, self._now = channels, now
+        self._newcomers: dict[Any, float] = {}
+        app = web.Application(
+            middlewares=[self._arrived_middleware(), errors, make_middleware(standing)],
+            client_max_size=MAX_EVENTS,
+        )
+        app.add_routes([*calls.routes(), *artifacts.routes(), *channels.routes()])
+        self._runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=KEEPALIVE_S, auto_decompress=False, shutdown_timeout=3.0
+        )
+        self._server: asyncio.AbstractServer | None = None
+
+    def _arrived_middleware(self) -> Any:
+        @web.middleware
+        async def arrived(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self._newcomers.pop(request.protocol, None)
+            return await handler(request)
+
+        return arrived
+
+    async def start(self, host: str, port: int, context: ssl.SSLContext) -> int:
+        """Listen. The port, for `port` 0 whichever was free."""
+        await self._runner.setup()
+        make = self._runner.server
+        assert make is not None
+
+        def newcomer() -> asyncio.Protocol:
+            protocol = make()
+            self._newcomers[protocol] = self._now()
+            return protocol
+
+        self._server = await asyncio.get_running_loop().create_server(
+            newcomer,
+            host,
+            port,
+            ssl=context,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=2.0,
+            backlog=4096,
+            family=socket.AF_UNSPEC,
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def tend(self) -> None:
+        """Until cancelled: cut connections that never ask, and give freed memory back."""
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        trimmed = self._now()
+        while True:
+            await asyncio.sleep(FIRST_REQUEST_S / 3)
+            now = self._now()
+            late = [protocol for protocol, at in self._newcomers.items() if now - at > HANDSHAKE_S + FIRST_REQUEST_S]
+            for protocol in late:
+                del self._newcomers[protocol]
+                protocol.force_close()
+            if trim is not None and now - trimmed >= TRIM_S:
+                trimmed = now
+                trim(0)
+
+    def stop_accepting(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def stop(self, within_s: float) -> None:
+        """End every channel with a word, then every connection."""
+        self.stop_accepting()
+        await self._channels.stop(within_s)
+        await self._runner.cleanup()

@@ -1,0 +1,230 @@
+"""One control channel: hello, then whatever its role is for.
+
+A channel at rest costs its socket, one task that waits in `receive`, and this object: no timer of
+its own. Whether it is alive is seen by one sweeper for all (`gateway.channels`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import WSMsgType, web
+from sqlalchemy.exc import SQLAlchemyError
+
+from instar.core.errors import InstarError
+from instar.wire.messages import (
+    HELLO_WITHIN_S, PROTOCOL, Ack, Error, Health, Hello, Job, Message, Ping, Pong, Refused, Result, Welcome,
+)  # fmt: skip
+from instar_server import VERSION
+from instar_server.domain import hello as hellos
+from instar_server.gateway.frames import FrameError, decode, encode
+from instar_server.services.standing import Peer
+from instar_server.storage.batch import AGENT, HEALTH
+
+if TYPE_CHECKING:
+    from instar_server.gateway.channels import Channels
+
+log = logging.getLogger(__name__)
+
+SEND_WITHIN_S = 10.0  # a node that does not read for so long is cut off
+MAX_HEALTH = 16_384  # bytes
+NO_STAY_AWAY_S = 1.0
+
+
+class Session:
+    __slots__ = (
+        "_channels", "_closing", "_request", "_ws", "digest", "heard", "looked_at", "node", "not_after",
+        "role", "serial", "since", "stored_at", "told", "tries", "tx", "version",
+    )  # fmt: skip
+
+    def __init__(self, channels: Channels, ws: web.WebSocketResponse, request: web.Request, peer: Peer) -> None:
+        self._channels, self._ws, self._request = channels, ws, request
+        self._closing = False
+        self.node, self.serial, self.not_after = peer.node, peer.serial, peer.not_after
+        self.role = self.version = self.digest = self.tx = ""
+        self.since = self.heard = self.stored_at = channels.now()
+        self.told, self.tries, self.looked_at = 0, 0, 0.0
+
+    # ---- life
+
+    async def run(self) -> None:
+        """Until the channel ends."""
+        try:
+            async with asyncio.timeout(HELLO_WITHIN_S):
+                hello = await self._hello()
+        except TimeoutError:
+            await self.refuse("hello-expected", f"cannot wait longer than {HELLO_WITHIN_S:g} s for the hello")
+            return
+        except InstarError as error:
+            await self.refuse(error.code, error.text, 60.0)
+            return
+        if hello is None:
+            return
+        self.role, self.version, self.digest, self.tx = hello.role, hello.version, hello.digest, hello.tx
+        if hello.role == "rehearsal":
+            await self._rehearse(hello)
+        else:
+            await self._serve(hello)
+
+    async def _hello(self) -> Hello | None:
+        """The first usable hello. Raises InstarError when this node may not say it."""
+        while (message := await self._next()) is not None:
+            if isinstance(message, Hello):
+                return hellos.check(message, self.node)
+            await self.send(Error("hello-expected", f"cannot use {message.T!r} before the hello"))
+        return None
+
+    async def _serve(self, hello: Hello) -> None:
+        """Role agent: take the node's place, then answer until the channel ends."""
+        channels = self._channels
+        await channels.join(self)
+        try:
+            # A revocation between the connection's check and the join would not have found this channel.
+            await channels.standing.check(self.serial, self.node)
+            values = (hello.version, hello.digest, hello.boot_id, hello.os, hello.arch, hello.python, self.heard)
+            channels.observations.put(AGENT, self.node, *values)
+            await self.send(Welcome(PROTOCOL, VERSION, channels.settings.ping_s, channels.settings.health_s))
+            channels.joined(self.node)
+            if hello.tx:
+                await self._health_job(hello)
+            while (message := await self._next()) is not None:
+                await self._dispatch(message)
+        except InstarError as error:
+            await self.refuse(error.code, error.text, 60.0)
+        finally:
+            channels.leave(self)
+
+    async def _health_job(self, hello: Hello) -> None:
+        """The job by which an agent on trial is judged."""
+        deadline_s = self._channels.settings.job_s
+        try:
+            job = await self._channels.verdicts.begin(
+                self.node, "health", hello.tx, hello.version, hello.digest, deadline_s
+            )
+        except SQLAlchemyError as error:
+            log.error("cannot begin the health job of %s: %s", self.node, error)
+            return
+        if job is not None:
+            await self.send(job)
+
+    async def _rehearse(self, hello: Hello) -> None:
+        """Role rehearsal: one job, its verdict, and the end. The node's state is not touched."""
+        settings, verdicts = self._channels.settings, self._channels.verdicts
+        try:
+            await self.send(Welcome(PROTOCOL, VERSION, settings.ping_s, settings.health_s))
+            job = await verdicts.begin(
+                self.node, "rehearsal", hello.tx, hello.version, hello.digest, settings.job_s
+            )
+            if job is not None:
+                await self.send(job)
+                async with asyncio.timeout(settings.job_s):
+                    if not await self._rehearsed(job):
+                        return
+        except TimeoutError:
+            await verdicts.no_reply(self.node, hello.tx, hello.digest, settings.job_s)
+        except SQLAlchemyError as error:
+            log.error("cannot store the rehearsal of %s: %s", self.node, error)
+            await self.refuse("not-stored", "cannot store the verdict; try again later", 5.0)
+            return
+        await self.refuse("rehearsal-over", "the rehearsal has ended; ask for the verdict")
+
+    async def _rehearsed(self, job: Job) -> bool:
+        """Wait for the job's result. False: the channel ended before."""
+        while (message := await self._next()) is not None:
+            if isinstance(message, Result) and message.id == job.id:
+                await self._result(message)
+                return True
+            if isinstance(message, (Ping, Pong, Error, Health)):
+                await self._answer_ping(message)
+            else:
+                await self.send(Error("unexpected-message", f"cannot use {message.T!r} in a rehearsal"))
+        return False
+
+    # ---- messages
+
+    async def _dispatch(self, message: Message) -> None:
+        try:
+            if isinstance(message, Result):
+                await self._result(message)
+            elif isinstance(message, Health):
+                await self._health(message)
+            elif isinstance(message, Hello):
+                await self.send(Error("unexpected-message", "cannot use a second hello"))
+            elif isinstance(message, Error):
+                log.info("%s could not use a frame: %s %s", self.node, message.code[:64], message.message[:300])
+            else:
+                await self._answer_ping(message)
+        except SQLAlchemyError as error:
+            log.error("cannot store a %s of %s: %s", message.T, self.node, error)
+            await self.send(Error("not-stored", f"cannot store the {message.T}; send it again later"))
+
+    async def _answer_ping(self, message: Message) -> None:
+        if isinstance(message, Ping):
+            await self.send(Pong(message.n))
+
+    async def _result(self, result: Result) -> None:
+        """Acknowledged only when stored. A job that was never sent is named, and settled too:
+        no later try could succeed, so the node must not keep it."""
+        if not await self._channels.verdicts.finish(self.node, result):
+            await self.send(Error("unknown-job", f"cannot use a result: no job {result.id[:40]!r} of this node"))
+        await self.send(Ack(result.id))
+
+    async def _health(self, health: Health) -> None:
+        body = msgspec.json.encode({"modules": health.modules, "facts": health.facts})
+        if len(body) > MAX_HEALTH:
+            raise_text = f"cannot keep the health: expected at most {MAX_HEALTH} bytes, got {len(body)}"
+            await self.send(Error("health-too-large", raise_text))
+            return
+        values = (int(health.ok), body.decode(), self.heard, self.heard)
+        self._channels.observations.put(HEALTH, self.node, *values)
+
+    # ---- frames
+
+    async def _next(self) -> Message | None:
+        """The next message that can be used; None when the channel has ended."""
+        while True:
+            frame = await self._ws.receive()
+            if frame.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                return None
+            self.heard = self._channels.now()
+            try:
+                if frame.type is WSMsgType.BINARY:
+                    raise FrameError("bad-frame", "cannot read a binary frame: expected text")
+                data: bytes = frame.data
+                return decode(data)
+            except FrameError as error:
+                await self.send(Error(error.code, error.text))
+
+    async def send(self, message: Message) -> bool:
+        """False: it did not go out. A node that does not read is cut off."""
+        if self._ws.closed or self._closing:
+            return False
+        return await self._put(message)
+
+    async def _put(self, message: Message) -> bool:
+        try:
+            async with asyncio.timeout(SEND_WITHIN_S):
+                await self._ws.send_str(encode(message))
+        except (TimeoutError, ConnectionError, RuntimeError):
+            # RuntimeError: aiohttp's word for a channel that closed in between.
+            self.abort()
+            return False
+        return True
+
+    async def refuse(self, code: str, text: str, retry_after_s: float = NO_STAY_AWAY_S) -> None:
+        """Say why, and end the channel. Bounded; a second call does nothing."""
+        if self._closing or self._ws.closed:
+            return
+        self._closing = True
+        if await self._put(Refused(code, text, retry_after_s)):
+            await self._ws.close(code=1000, message=code.encode())
+
+    def abort(self) -> None:
+        """Cut the connection without a word."""
+        transport = self._request.transport
+        if transport is not None:
+            transport.abort()
+

@@ -1,0 +1,177 @@
+"""One server in one process: everything wired together, started, and ended in order.
+
+Programs use `Server(layout, settings)` with `start()`, `stop()`; `main` adds signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import time
+
+from instar_server.bus.local import LocalBus
+from instar_server.ca import SERVER_DAYS, FleetCA, expiry
+from instar_server.domain.looks import LookRules
+from instar_server.gateway.artifacts import Artifacts
+from instar_server.gateway.channels import Channels, ChannelSettings
+from instar_server.gateway.listener import Gateway, tls_context
+from instar_server.gateway.nodes import NodeCalls
+from instar_server.services.access import Access
+from instar_server.services.enrolment import Enrolment
+from instar_server.services.fleet import Fleet
+from instar_server.services.history import History
+from instar_server.services.ports import Chance, Now, Releases, moment
+from instar_server.services.presence import Presence
+from instar_server.services.programs import Programs
+from instar_server.services.scheduler import Scheduler
+from instar_server.services.standing import Standing
+from instar_server.services.verdicts import Verdicts
+from instar_server.services.wishes import Wishes
+from instar_server.settings import Layout, Settings
+from instar_server.storage.batch import Observations
+from instar_server.storage.database import Database
+from instar_server.storage.migrate import upgrade
+from instar_server.trust.files import make_folder, write_atomic
+from instar_server.trust.keys import load_online
+from instar_server.trust.repository import Repository
+from instar_server.web.app import WebServices, make_app
+from instar_server.web.listener import WebListener
+
+log = logging.getLogger(__name__)
+
+REFRESH_EVERY_S = 600.0
+RENEW_BEFORE_S = SERVER_DAYS * 86400 / 3  # of the server's own certificate
+
+
+class Server:
+    """`start` listens and returns; `gateway_port` and `api_port` are then the real ones. `stop` is bounded."""
+
+    def __init__(
+        self, layout: Layout, settings: Settings, now: Now = time.time, chance: Chance = secrets.token_hex
+    ) -> None:
+        self.layout, self.settings = layout, settings
+        self._now, self._chance = now, chance
+        self.gateway_port = self.api_port = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Migrate, open, listen. Raises InstarError when something needed is not there."""
+        layout, settings, now = self.layout, self.settings, self._now
+        await asyncio.to_thread(upgrade, layout.database)
+        self._ca = FleetCA.load(layout.ca)
+        renew_server_certificate(layout, settings, self._ca, now())
+        self._tls = tls_context(layout.certificate, self._ca.pem)
+        self.repository = Repository.open(layout.trust, load_online(layout.online), moment(now()))
+        self._database = Database(layout.database)
+        self._wire()
+        await self._standing.warm()
+        self.gateway_port = await self._gateway.start(settings.bind, settings.gateway_port, self._tls)
+        self._programs.server = settings.public_gateway or f"https://{url_host(settings.hosts[0])}:{self.gateway_port}"
+        self.api_port = await self._web.start(settings.bind, settings.api_port)
+        work = (self._observations.run(), self._channels.sweep(), self._gateway.tend(), self._scheduler.run())
+        self._tasks = [asyncio.create_task(each) for each in work]
+        make_folder(layout.ports.parent)
+        write_atomic(layout.ports, json.dumps(self.ports()).encode())
+
+    def ports(self) -> dict[str, object]:
+        """What run/ports.json holds: where to find this server."""
+        host = url_host(self.settings.hosts[0])
+        scheme = "http" if self.settings.insecure_http else "https"
+        return {
+            "pid": os.getpid(),
+            "gateway_port": self.gateway_port,
+            "api_port": self.api_port,
+            "gateway": f"https://{host}:{self.gateway_port}",
+            "api": f"{scheme}://{host}:{self.api_port}",
+        }
+
+    def _wire(self) -> None:
+        database, now, chance = self._database, self._now, self._chance
+        bus, presence, releases = LocalBus(), Presence(), Releases(self.repository)
+        settings = self.settings
+        self._observations = Observations(database)
+        self._standing = Standing(database, bus, now)
+        self._verdicts = Verdicts(database, bus, releases, presence, now, chance)
+        history, wishes = History(database, bus, now), Wishes(database, bus, releases, now)
+        enrolment = Enrolment(database, bus, self._ca, settings.certificate_days * 86400, now, chance)
+        self._scheduler = Scheduler(
+            database,
+            bus,
+            presence,
+            now,
+            LookRules(floor_s=settings.look_floor_s, cap_s=max(600.0, settings.look_floor_s)),
+            chores=((REFRESH_EVERY_S, self._refresh), (86400.0, self._renew)),
+        )
+        self._channels = Channels(
+            ChannelSettings(settings.ping_s, settings.health_s, settings.job_s),
+            self._standing, self._verdicts, presence, self._observations, bus, self._scheduler.joined, now,
+        )  # fmt: skip
+        calls = NodeCalls(
+            enrolment, wishes, self._verdicts, history, presence, self._observations, settings.poll_s, now
+        )
+        self._gateway = Gateway(self._standing, calls, Artifacts(self.repository), self._channels, now)
+        self._programs = Programs(self.repository, releases, wishes, self._ca.pem)
+        services = WebServices(
+            Access(database, now, chance), Fleet(database, presence), enrolment, wishes, history, self._standing,
+            releases, self.repository, self._programs, bus, presence, database, self.layout.uploads,
+            settings.max_upload, now,
+        )  # fmt: skip
+        certificate = None if settings.insecure_http else self.layout.certificate
+        self._web = WebListener(make_app(services), certificate)
+
+    async def _refresh(self) -> None:
+        """Sign the online metadata anew before it expires."""
+        await asyncio.to_thread(self.repository.refresh, moment(self._now()))
+
+    async def _renew(self) -> None:
+        """Renew the server's own certificate in time; new connections get the new one."""
+        if renew_server_certificate(self.layout, self.settings, self._ca, self._now()):
+            self._tls.load_cert_chain(self.layout.certificate)
+            self._web.reload(self.layout.certificate)
+
+    async def stop(self) -> None:
+        """Accept nothing more, tell every node, answer who waits, write what is pending, close."""
+        within_s = self.settings.stop_within_s
+        self._gateway.stop_accepting()
+        self._verdicts.close()
+        try:
+            async with asyncio.timeout(within_s):
+                await asyncio.gather(self._gateway.stop(within_s / 2), self._web.stop(within_s / 2))
+        except TimeoutError:
+            log.warning("not every connection ended within %g s", within_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._observations.close()
+        await self._database.close()
+        self.repository.close()
+        self.layout.ports.unlink(missing_ok=True)
+
+    async def broken(self) -> None:
+        """Return only when a part of the server has ended by itself, which it never should."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled() and task.exception() is not None:
+                log.error("a part of the server failed", exc_info=task.exception())
+
+
+def renew_server_certificate(layout: Layout, settings: Settings, ca: FleetCA, now: float) -> bool:
+    """Issue the server's certificate where it is absent or in its last third. True when it did."""
+    path, hosts = layout.certificate, layout.certificate.with_name("hosts.json")
+    wanted = json.dumps(settings.hosts).encode()
+    same_hosts = hosts.exists() and hosts.read_bytes() == wanted
+    if same_hosts and path.exists() and expiry(path.read_bytes()) - now > RENEW_BEFORE_S:
+        return False
+    certificate, key = ca.issue_server(settings.hosts, now)
+    make_folder(path.parent)
+    # One file for both, so that a cut between two writes never leaves a key that does not fit.
+    write_atomic(path, key + certificate.encode(), 0o600)
+    write_atomic(hosts, wanted)
+    return True
+
+
+def url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,57 @@
+"""Who is connected now, in memory: each entry belongs to the one live channel of a node in the role agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class Live(Protocol):
+    """A live channel, as the rest of the server sees it. `told`, `looked_at`, `tries`: the looks it was sent."""
+
+    node: str
+    version: str
+    digest: str
+    tx: str
+    since: float
+    heard: float
+    told: int
+    looked_at: float
+    tries: int
+
+
+class Presence:
+    def __init__(self) -> None:
+        self._live: dict[str, Live] = {}
+        self._updaters: dict[str, str] = {}
+
+    def join(self, live: Live) -> Live | None:
+        """Take the node's place. The one whose place it takes, if there was one."""
+        replaced = self._live.get(live.node)
+        self._live[live.node] = live
+        return replaced
+
+    def leave(self, live: Live) -> bool:
+        """False: it had been replaced before."""
+        if self._live.get(live.node) is not live:
+            return False
+        del self._live[live.node]
+        return True
+
+    def get(self, node: str) -> Live | None:
+        return self._live.get(node)
+
+    def all(self) -> Iterable[Live]:
+        return tuple(self._live.values())
+
+    def count(self) -> int:
+        return len(self._live)
+
+    def updater_seen(self, node: str, digest: str) -> bool:
+        """Note which updater asked last. True: it is another than before."""
+        changed = self._updaters.get(node) != digest
+        self._updaters[node] = digest
+        return changed
+
+    def updater(self, node: str) -> str | None:
+        return self._updaters.get(node)

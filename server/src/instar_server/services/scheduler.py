@@ -1,0 +1,128 @@
+"""The periodic work: nudges, lapses, renewals. What is due is decided in `domain`; this does it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from instar.core.errors import InstarError
+from instar_server.bus.api import AGENTS, WISHES, Bus
+from instar_server.domain import looks
+from instar_server.domain.looks import LookRules, Observed
+from instar_server.services.ports import Now
+from instar_server.services.presence import Live, Presence
+from instar_server.storage import work
+from instar_server.storage.database import Database
+from instar_server.storage.nodes import Nodes
+from instar_server.storage.rows import NodeRow
+
+log = logging.getLogger(__name__)
+
+LAPSE_AFTER_S = 7200.0  # longer than any step of a transaction may take
+KEEP_S = 30 * 86400.0  # how long jobs and verdicts are kept
+PART = 500  # nodes looked up at once
+
+Chore = Callable[[], Awaitable[None]]
+
+
+class Scheduler:
+    """`run` until cancelled. `chores` are other things to do now and then: (every so many seconds, what)."""
+
+    def __init__(
+        self,
+        database: Database,
+        bus: Bus,
+        presence: Presence,
+        now: Now,
+        rules: LookRules = LookRules(),
+        every_s: float = 5.0,
+        chores: tuple[tuple[float, Chore], ...] = (),
+    ) -> None:
+        self._database, self._bus, self._presence, self._now = database, bus, presence, now
+        self._rules, self._every_s = rules, every_s
+        self._chores = ((600.0, self.lapse), *chores)
+        self._joined: set[str] = set()
+        self._all = False
+        self._wake = asyncio.Event()
+
+    def joined(self, node: str) -> None:
+        """A node has connected: see whether it needs a look."""
+        self._joined.add(node)
+        self._wake.set()
+
+    async def run(self) -> None:
+        subscription = self._bus.subscribe(WISHES, lambda _message: self._everyone())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._looks())
+                for every_s, chore in self._chores:
+                    group.create_task(self._repeat(every_s, chore))
+        finally:
+            subscription.close()
+
+    def _everyone(self) -> None:
+        self._all = True
+        self._wake.set()
+
+    async def _looks(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._every_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._all = True
+            self._wake.clear()
+            everyone, self._all = self._all, False
+            joined, self._joined = self._joined, set()
+            try:
+                await self.look_round(None if everyone else joined)
+            except SQLAlchemyError as error:
+                log.error("cannot see who needs a look: %s", error)
+
+    async def look_round(self, only: set[str] | None) -> int:
+        """Send the looks that are due now, to the nodes `only` or to all. How many."""
+        lives = [live for live in self._presence.all() if only is None or live.node in only]
+        async with self._database.read() as connection:
+            wishes = await work.Wishes(connection).all()
+        sent = 0
+        for start in range(0, len(lives) if wishes else 0, PART):
+            part = {live.node: live for live in lives[start : start + PART]}
+            async with self._database.read() as connection:
+                rows = await Nodes(connection).page(None, "", PART, sorted(part))
+            observed = [self._observe(row, part[row.id]) for row in rows]
+            now = self._now()
+            for look in looks.decide(wishes, observed, now, self._rules):
+                live = part[look.node]
+                live.tries = live.tries + 1 if look.generation == live.told else 1
+                live.told, live.looked_at = look.generation, now
+                self._bus.publish(AGENTS, {"do": "look", "node": look.node, "reason": look.reason})
+                sent += 1
+        return sent
+
+    def _observe(self, row: NodeRow, live: Live) -> Observed:
+        updater = self._presence.updater(row.id) or row.columns["updater_digest"]
+        running = {"agent": live.digest} | ({"updater": updater} if updater else {})
+        return Observed(
+            row.id, row.group, running, row.generation_floor, row.columns["tx_phase"],
+            live.told, live.looked_at, live.tries,
+        )  # fmt: skip
+
+    async def lapse(self) -> None:
+        """Close transactions that nobody tells of any more; forget old jobs and verdicts."""
+        now = self._now()
+        async with self._database.write() as connection:
+            text = f"nothing was heard of it for {LAPSE_AFTER_S:g} s"
+            await Nodes(connection).lapse(sorted(looks.OPEN_PHASES), now - LAPSE_AFTER_S, "no-report", text)
+            await work.Jobs(connection).forget(now - KEEP_S)
+            await work.Verdicts(connection).forget(now - KEEP_S)
+
+    async def _repeat(self, every_s: float, chore: Chore) -> None:
+        while True:
+            try:
+                await chore()
+            except (InstarError, OSError, SQLAlchemyError) as error:
+                log.error("cannot do %s: %s", getattr(chore, "__name__", chore), error)
+            await asyncio.sleep(every_s)

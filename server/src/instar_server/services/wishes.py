@@ -1,0 +1,104 @@
+"""What is wanted to run where."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from instar.core.errors import InputError
+from instar_server.bus.api import FLEET, WISHES, Bus
+from instar_server.domain.errors import NotFound
+from instar_server.domain.wanted import GROUP, NODE, Wish, effective
+from instar_server.services.history import History, server_entry
+from instar_server.services.ports import Now, Releases
+from instar_server.storage import work
+from instar_server.storage.database import Database
+from instar_server.storage.events import Events
+from instar_server.storage.nodes import Groups, Nodes
+
+
+class Wishes:
+    def __init__(self, database: Database, bus: Bus, releases: Releases, now: Now) -> None:
+        self._database, self._bus, self._releases, self._now = database, bus, releases, now
+
+    async def put(self, scope: str, subject: str, lines: list[str], version: str, by: str) -> list[Wish]:
+        """Want a published release for lines of a group or node. Asking for the same again is a new wish:
+        it has a new generation, so a node that gave up on the release tries it again.
+
+        Raises InputError `unknown-release`, NotFound `unknown-node`, `unknown-group`.
+        """
+        release = self._releases.by_version(version)
+        if release is None:
+            raise InputError("unknown-release", f"cannot want {version[:64]}: it is not a published node release")
+        now = self._now()
+        async with self._database.write() as connection:
+            await self._check_subject(connection, scope, subject)
+            wishes = work.Wishes(connection)
+            made = []
+            for line in dict.fromkeys(lines):
+                generation = await wishes.next_generation()
+                wish = Wish(
+                    scope, subject, line, version, release.target, release.digest, generation, now, by
+                )
+                await wishes.put(wish)
+                made.append(wish)
+            if scope == NODE:
+                entries = [_entry(wish, now) for wish in made]
+                await Events(connection).append(subject, History.SERVER, entries, now)
+        self._tell(scope, subject, version)
+        return made
+
+    async def remove(self, scope: str, subject: str, lines: list[str]) -> None:
+        """Take wishes back; nodes stay on what they run. Raises NotFound `no-wish` when there was none."""
+        async with self._database.write() as connection:
+            wishes = work.Wishes(connection)
+            gone = [await wishes.remove(scope, subject, line) for line in dict.fromkeys(lines)]
+            if not any(gone):
+                raise NotFound("no-wish", f"cannot take back: there is no such wish for {scope} {subject[:63]}")
+            if scope == NODE:
+                # What the node is told next comes from its group, and must not have an older generation.
+                await Nodes(connection).set(subject, generation_floor=await wishes.next_generation())
+        self._tell(scope, subject, "")
+
+    async def all(self) -> list[Wish]:
+        async with self._database.read() as connection:
+            return await work.Wishes(connection).all()
+
+    async def of_node(self, node: str) -> dict[str, Wish]:
+        """The wish that counts for each line of a node. Raises NotFound."""
+        async with self._database.read() as connection:
+            row = await Nodes(connection).get(node)
+            if row is None:
+                raise NotFound("unknown-node", f"cannot say what {node} should run: there is no such node")
+            near = await work.Wishes(connection).near(node, row.group)
+        return effective(near, node, row.group, row.generation_floor)
+
+    async def move(self, node: str, group: str) -> None:
+        """Put a node into a group (made if it is not there). Raises NotFound."""
+        now = self._now()
+        async with self._database.write() as connection:
+            row = await Nodes(connection).get(node)
+            if row is None:
+                raise NotFound("unknown-node", f"cannot move {node}: there is no such node")
+            await Groups(connection).ensure(group, now)
+            floor = await work.Wishes(connection).next_generation()
+            await Nodes(connection).set(node, group_name=group, generation_floor=floor)
+            entry = server_entry(f"moved:{floor}", "moved", now, "moved", f"moved from {row.group} to {group}")
+            await Events(connection).append(node, History.SERVER, [entry], now)
+        self._tell(NODE, node, "")
+
+    async def _check_subject(self, connection: AsyncConnection, scope: str, subject: str) -> None:
+        if scope == GROUP and not await Groups(connection).exists(subject):
+            raise NotFound("unknown-group", f"cannot want for group {subject[:63]}: there is no such group")
+        if scope == NODE and await Nodes(connection).get(subject) is None:
+            raise NotFound("unknown-node", f"cannot want for {subject[:63]}: there is no such node")
+
+    def _tell(self, scope: str, subject: str, version: str) -> None:
+        self._bus.publish(WISHES, {"scope": scope, "subject": subject})
+        self._bus.publish(FLEET, {"kind": "wish", "scope": scope, "subject": subject, "version": version})
+
+
+def _entry(wish: Wish, now: float) -> dict[str, object]:
+    text = f"{wish.line} {wish.version} wanted for this node by {wish.made_by}"
+    return server_entry(
+        f"wanted:{wish.generation}", "wanted", now, "wanted", text, wish.line, wish.version, wish.digest
+    )

@@ -1,0 +1,1 @@
+"""The truth, in a database: schema, migrations, and small repositories that work on one connection."""

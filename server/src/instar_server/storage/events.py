@@ -1,0 +1,58 @@
+"""The nodes' histories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import Select
+
+from instar_server.domain import history
+from instar_server.storage.schema import events, nodes
+
+
+class Events:
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._c = connection
+
+    async def append(self, node: str, source: str, entries: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
+        """Add entries to a node's chain; ids that are there already are passed over. Those that were new.
+
+        Must run inside a write transaction: the head is read, and moved on.
+        """
+        head = select(nodes.c.chain_n, nodes.c.chain_hash).where(nodes.c.id == node)
+        n, previous = (await self._c.execute(head)).one()
+        previous = previous or history.genesis(node)
+        known = await self._known(node, source, [entry["id"] for entry in entries])
+        rows: list[dict[str, Any]] = []
+        for entry in entries:
+            if entry["id"] in known:
+                continue
+            known.add(entry["id"])
+            n += 1
+            row = {**entry, "node": node, "source": source, "n": n, "stored_at": now}
+            previous = row["hash"] = history.link(previous, row)
+            rows.append(row)
+        if rows:
+            await self._c.execute(events.insert(), rows)
+            await self._c.execute(update(nodes).where(nodes.c.id == node).values(chain_n=n, chain_hash=previous))
+        return rows
+
+    async def _known(self, node: str, source: str, ids: list[str]) -> set[str]:
+        e = events.c
+        found = select(e.id).where(e.node == node, e.source == source, e.id.in_(ids))
+        return {row.id for row in await self._c.execute(found)}
+
+    async def of_node(self, node: str, after_n: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """Oldest first, those after number `after_n`."""
+        e = events.c
+        return await self._rows(select(events).where(e.node == node, e.n > after_n).order_by(e.n).limit(limit))
+
+    async def latest(self, node: str, limit: int) -> list[dict[str, Any]]:
+        """Newest first."""
+        e = events.c
+        return await self._rows(select(events).where(e.node == node).order_by(e.n.desc()).limit(limit))
+
+    async def _rows(self, wanted: Select[Any]) -> list[dict[str, Any]]:
+        return [dict(row) for row in (await self._c.execute(wanted)).mappings()]

@@ -1,0 +1,98 @@
+"""The FastAPI application: its errors, its callers, its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from instar.core.errors import InstarError
+from instar_server import VERSION
+from instar_server.bus.api import Bus
+from instar_server.gateway.answers import status_of
+from instar_server.services.access import Access
+from instar_server.services.enrolment import Enrolment
+from instar_server.services.fleet import Fleet
+from instar_server.services.history import History
+from instar_server.services.ports import Releases
+from instar_server.services.presence import Presence
+from instar_server.services.programs import Programs
+from instar_server.services.standing import Standing
+from instar_server.services.wishes import Wishes
+from instar_server.storage.database import Database
+from instar_server.trust.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class WebServices:
+    """What the API works with. `max_upload` in bytes."""
+
+    access: Access
+    fleet: Fleet
+    enrolment: Enrolment
+    wishes: Wishes
+    history: History
+    standing: Standing
+    releases: Releases
+    repository: Repository
+    programs: Programs
+    bus: Bus
+    presence: Presence
+    database: Database
+    uploads: Path
+    max_upload: int
+    now: Callable[[], float]
+
+
+def make_app(services: WebServices) -> FastAPI:
+    from instar_server.web import nodes, releases, system, tokens, wishes
+
+    app = FastAPI(
+        title="Instar",
+        version=VERSION,
+        summary="Operators' API of an Instar server",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    app.add_exception_handler(InstarError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    for part in (system, nodes, tokens, wishes, releases):
+        app.include_router(part.router, prefix="/api/v1")
+    return app
+
+
+def error_answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+
+
+async def _refused(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, InstarError)
+    status = status_of(error)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return error_answer(status, error.code, error.text, headers)
+
+
+async def _invalid(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = dict(error.errors()[0]) if error.errors() else {}
+    where = ".".join(str(part) for part in first.get("loc", ()))
+    text = f"cannot use the request: {where}: {first.get('msg', 'not valid')}"
+    return error_answer(422, "bad-request", text.encode("utf-8", "replace").decode()[:500])
+
+
+async def _http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+    headers = dict(error.headers) if error.headers else None
+    return error_answer(error.status_code, code, f"cannot serve: {error.detail}", headers)

@@ -1,0 +1,270 @@
+"""What the API takes and gives. Times are unix seconds, sizes bytes, digests lower-case hexadecimal."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from instar_server.domain import names
+
+NodeId = Annotated[str, StringConstraints(pattern=names.NODE_PATTERN)]
+GroupName = Annotated[str, StringConstraints(pattern=names.GROUP_PATTERN)]
+Version = Annotated[str, StringConstraints(pattern=names.VERSION_PATTERN)]
+Sha256 = Annotated[str, StringConstraints(pattern=names.SHA256_PATTERN)]
+Serial = Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{1,40}$")]
+TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,16}$")]
+Label = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Line = Literal["agent", "updater"]
+Scope = Literal["group", "node"]
+
+
+class Body(BaseModel):
+    """A request body: unknown fields are refused, so that a misspelt one is not silently without effect."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorInfo(BaseModel):
+    code: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    error: ErrorInfo
+
+
+class Program(BaseModel):
+    version: str
+    digest: str
+
+
+class Transaction(BaseModel):
+    """The last one that the node told of. `phase` 'lapsed': nothing was heard of it for too long."""
+
+    tx: str
+    line: str
+    phase: str
+    version: str
+    reason_code: str
+    reason_text: str
+    at: float | None
+
+
+class Wanted(BaseModel):
+    version: str
+    digest: str
+    generation: int
+    scope: Scope
+
+
+class Node(BaseModel):
+    id: str
+    group: str
+    state: Literal["connected", "offline", "never-seen", "revoked"]
+    enrolled: float
+    connected_since: float | None
+    last_seen: float | None
+    agent: Program
+    updater: Program
+    health: dict[str, Any]
+    transaction: Transaction | None
+    os: str
+    arch: str
+    python: str
+
+
+class Certificate(BaseModel):
+    serial: str
+    issued: float
+    not_after: float
+    revoked_at: float | None
+
+
+class NodeDetail(Node):
+    facts: dict[str, Any]
+    wanted: dict[str, Wanted]
+    certificates: list[Certificate]
+    revoked_why: str
+
+
+class Nodes(BaseModel):
+    """`next` is what to give as `after` for the next page, absent on the last one."""
+
+    nodes: list[Node]
+    next: str | None
+
+
+class HistoryEntry(BaseModel):
+    n: int
+    source: Literal["node", "server"]
+    id: str
+    tx: str
+    line: str
+    phase: str
+    version: str
+    digest: str
+    from_version: str
+    reason_code: str
+    reason_text: str
+    wall: float
+    boot_id: str
+    stored_at: float
+    hash: str
+
+
+class History(BaseModel):
+    """Newest first. `whole`: no entry was altered or is missing; `fault` says which one otherwise."""
+
+    node: str
+    entries: list[HistoryEntry]
+    whole: bool
+    fault: str
+
+
+class MoveBody(Body):
+    group: GroupName
+
+
+class RevokeBody(Body):
+    why: Label = ""
+
+
+class Group(BaseModel):
+    name: str
+    nodes: int
+
+
+class Groups(BaseModel):
+    groups: list[Group]
+
+
+class GroupBody(Body):
+    name: GroupName
+
+
+class TokenBody(Body):
+    """`lifetime_s`: how long the token may be used, in seconds."""
+
+    group: GroupName = "default"
+    uses: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    lifetime_s: Annotated[float, Field(ge=1, le=315_360_000)] = 86400.0
+    label: Label = ""
+
+
+class Token(BaseModel):
+    id: str
+    group: str
+    uses: int
+    uses_left: int
+    expires: float
+    created: float
+    label: str
+
+
+class NewToken(Token):
+    """`token` is shown this once."""
+
+    token: str
+
+
+class Tokens(BaseModel):
+    tokens: list[Token]
+
+
+class ApiTokenBody(Body):
+    role: Literal["viewer", "operator", "admin"]
+    label: Label = ""
+
+
+class ApiToken(BaseModel):
+    id: str
+    role: str
+    created: float
+    label: str
+
+
+class NewApiToken(ApiToken):
+    token: str
+
+
+class ApiTokens(BaseModel):
+    tokens: list[ApiToken]
+
+
+class WishBody(Body):
+    """`subject` is the name of the group or the id of the node."""
+
+    scope: Scope
+    subject: Annotated[str, StringConstraints(pattern=names.GROUP_PATTERN)]
+    lines: Annotated[list[Line], Field(min_length=1, max_length=2)]
+    version: Version
+
+
+class Wish(BaseModel):
+    scope: Scope
+    subject: str
+    line: str
+    version: str
+    target: str
+    digest: str
+    generation: int
+    made: float
+    made_by: str
+
+
+class Wishes(BaseModel):
+    wishes: list[Wish]
+
+
+class Release(BaseModel):
+    version: str
+    target: str
+    digest: str
+    length: int
+    sha256: str
+    custom: dict[str, Any]
+
+
+class Releases(BaseModel):
+    releases: list[Release]
+
+
+class Blob(BaseModel):
+    sha256: str
+    length: int
+
+
+class Published(BaseModel):
+    """The versions that are served now."""
+
+    root: int
+    targets: int
+    snapshot: int
+    timestamp: int
+
+
+class Role(BaseModel):
+    role: str
+    version: int
+    expires: int
+    expired: bool
+    threshold: int
+    keys: int
+
+
+class Trust(BaseModel):
+    roles: list[Role]
+
+
+class Health(BaseModel):
+    ok: bool
+    version: str
+
+
+class Ready(Health):
+    connected: int
+
+
+class Deleted(BaseModel):
+    deleted: bool = True

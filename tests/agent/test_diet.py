@@ -1,0 +1,77 @@
+"""What the resident must not carry, and how much memory it may take. Measured on the real process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zipfile
+from pathlib import Path
+
+from instar.wire.messages import Health
+
+from instar_lab.program import build
+from tests.agent.fleet import VERSION, Place, Server
+
+CEILING_KIB = 25 * 1024
+FORBIDDEN = (
+    "concurrent.futures.process",
+    "cryptography",
+    "ctypes",
+    "email",
+    "http.client",
+    "instar.engine",
+    "instar.oneshot",
+    "instar.runner",
+    "instar.targets",
+    "instar.updater",
+    "logging.config",
+    "multiprocessing",
+    "securesystemslib",
+    "tomllib",
+    "tuf",
+    "urllib.request",
+    "urllib3",
+    "xml",
+)
+TELL = """
+import atexit, json, os, sys
+def start(argv):
+    if argv[0] == "agent":
+        place = argv[argv.index("--state") + 1]
+        def tell():
+            with open(os.path.join(place, "modules.json"), "w") as file:
+                json.dump(sorted(sys.modules), file)
+        atexit.register(tell)
+"""
+
+
+def resident_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1])
+    raise AssertionError("no Rss line")
+
+
+async def test_memory_while_idle(place: Place, server: Server) -> None:
+    agent = await place.start()
+    connection = await server.connection()
+    await connection.expect(Health)
+    await asyncio.sleep(0.5)
+    rss = resident_kib(agent.pid)
+    print(f"idle agent: {rss} KiB resident")
+    assert rss < CEILING_KIB
+
+
+async def test_modules_that_are_not_loaded(place: Place, server: Server, tmp_path: Path) -> None:
+    """The same program, with a wrapper that writes sys.modules down at its end."""
+    telling = tmp_path / "telling.pyz"
+    build.write(build.build(VERSION, wrap=TELL), telling)
+    assert "instar_lab_wrapper.py" in zipfile.ZipFile(telling).namelist()
+    agent = await place.start(program=telling)
+    connection = await server.connection()
+    await connection.expect(Health)
+    agent.process.terminate()
+    assert await agent.wait() == 0
+    loaded = json.loads((place.layout.state / "modules.json").read_text())
+    assert "wsproto" in loaded
+    assert [name for name in loaded if name.startswith(FORBIDDEN)] == []
