@@ -23,8 +23,12 @@ def main() -> int:
         "run nothing else meanwhile.",
     )
     parser.add_argument("--only", choices=("nodes", "server"), help="only these figures; no file is written")
-    parser.add_argument("--updates", type=int, default=10, metavar="N", help="updates to time (default %(default)s)")
-    parser.add_argument("--agents", type=int, default=2000, metavar="N", help="simulated agents (default %(default)s)")
+    parser.add_argument(
+        "--updates", type=int, default=10, metavar="N", help="updates to time (default %(default)s)"
+    )
+    parser.add_argument(
+        "--agents", type=int, default=2000, metavar="N", help="simulated agents (default %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default %(default)s")
     options = parser.parse_args()
     figures: list[Figure] = []
@@ -38,7 +42,9 @@ def main() -> int:
         return error.exit_status
     report.show(figures, Console())
     if options.only is None:
-        options.out.write_text(report.markdown(figures, datetime.datetime.now(datetime.UTC).date()), encoding="utf-8")
+        options.out.write_text(
+            report.markdown(figures, datetime.datetime.now(datetime.UTC).date()), encoding="utf-8"
+        )
         print(f"wrote {options.out}")
     return 0 if all(figure.met is not False for figure in figures) else 1
 

@@ -40,7 +40,9 @@ class Figure:
         return f"{number(min(self.values))}–{number(max(self.values))} ({len(self.values)})"
 
     def ratios(self) -> str:
-        return ", ".join(f"{name} {number(other)} ({other / self.value:.1f}×)" for name, other in self.others.items())
+        return ", ".join(
+            f"{name} {number(other)} ({other / self.value:.1f}×)" for name, other in self.others.items()
+        )
 
 
 def number(value: float) -> str:

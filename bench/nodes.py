@@ -84,17 +84,24 @@ def measure(updates: int, idle_s: float = IDLE_S) -> list[Figure]:
         return [
             Figure("update gap", "ms", tuple(gap * 1000 for gap in gaps), 200.0, {"MeshAgent": 222.0}),
             Figure(
-                "whole update", "s", tuple(wholes), 1.5, {"MeshAgent": 0.386},
+                "whole update",
+                "s",
+                tuple(wholes),
+                1.5,
+                {"MeshAgent": 0.386},
                 "theirs has no signature, self-test, fsync or way back",
-            ),  # fmt: skip
+            ),
             Figure("whole update of the updater", "s", (updater,)),
             Figure(
-                "idle agent", "MiB RSS", (memory(node, "agent"),), 25.0,
+                "idle agent",
+                "MiB RSS",
+                (memory(node, "agent"),),
+                25.0,
                 {"MeshAgent (C)": 11.5, "supervisord": 24.7, "mender": 35.3, "Salt minion": 116.0},
             ),
             Figure("idle updater, by hand", "MiB RSS", (memory(node, "updater"),), note="none under systemd"),
             Figure("keeper, by hand", "MiB RSS", (keeper_memory(node),)),
-        ]  # fmt: skip
+        ]
 
 
 def update(fleet: Fleet, node: Node, old: build.Program, new: build.Program) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from instar_lab.sim.swarm import Swarm
 
 WARM = 50  # agents that connect before memory is counted from
 SETTLE_S = 5.0
-CONNECT_S = 180.0
+CONNECT_S = 90.0
 PING_ROUNDS = 50
 KIB = 1024
 
@@ -48,7 +48,9 @@ class ServerBench:
                 messages = [await self.messages(swarm) for _ in range(3)]
                 back = await self.restart(warm, swarm)
         return [
-            Figure("server memory per idle connection", "KiB RSS", (memory / KIB,), 60.0, {"MeshCentral": 550.0}),
+            Figure(
+                "server memory per idle connection", "KiB RSS", (memory / KIB,), 60.0, {"MeshCentral": 550.0}
+            ),
             Figure("server memory before", "MiB RSS", (base / KIB / KIB,), 90.0, {"MeshCentral": 120.0}),
             Figure("CPU per connect", "ms", (connect_cpu * 1000,), note=f"{count / seconds:.0f} connects/s"),
             Figure("CPU per message", "µs", tuple(cpu * 1e6 for cpu in messages)),
@@ -87,7 +89,7 @@ def measure(agents: int) -> list[Figure]:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory(prefix="instar-bench-") as name:
-        server = LabServer(Path(name) / "server", fixed_ports=True)
+        server = LabServer(Path(name) / "server")
         try:
             server.create()
             server.start()

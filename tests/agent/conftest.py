@@ -9,19 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
 from instar.agent.program import Program
 from instar.host.layout import Layout
 from instar.trust.program import program_digest
-
 from instar_lab.program import build
 from tests.agent.fleet import VERSION, Authority, Place, Server
-
-ENTRIES = """
-import sys, importlib
-def start(argv):
-    name = {"agent": "instar.agent.main", "runner": "instar.runner.main", "renew": "instar.oneshot.renew"}[argv[0]]
-    sys.exit(importlib.import_module(name).main(argv[1:]))
-"""
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +26,7 @@ def authority() -> Authority:
 def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """The node program, built from this source."""
     path = tmp_path_factory.mktemp("program") / "instar.pyz"
-    built = build.build(VERSION, wrap=ENTRIES)
+    built = build.build(VERSION)
     build.write(built, path)
     assert program_digest(path.read_bytes()) == built.digest
     return Program(VERSION, built.digest, path, "")
@@ -55,7 +48,9 @@ async def server(authority: Authority, tmp_path: Path) -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def place(short_folder: Path, program: Program, authority: Authority, server: Server) -> AsyncIterator[Place]:
+async def place(
+    short_folder: Path, program: Program, authority: Authority, server: Server
+) -> AsyncIterator[Place]:
     """An enrolled node. Every process that was started from it is ended afterwards."""
     made = Place(Layout(short_folder / "state"), program, authority)
     made.layout.state.mkdir()

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from instar.agent.program import Program
 from instar.host.layout import Layout
 from instar.wire.codec import decode, encode
@@ -71,7 +72,12 @@ class Authority:
     ) -> x509.Certificate:
         start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age_s)
         builder = x509.CertificateBuilder(
-            issuer, subject, key, x509.random_serial_number(), start, start + datetime.timedelta(seconds=life_s)
+            issuer,
+            subject,
+            key,
+            x509.random_serial_number(),
+            start,
+            start + datetime.timedelta(seconds=life_s),
         )
         for extension in extensions:
             builder = builder.add_extension(extension, critical=False)
@@ -229,7 +235,13 @@ class Place:
         self.layout.key.write_bytes(key)
         self.layout.certificate.write_bytes(certificate)
         self.layout.ca.write_bytes(self.authority.pem)
-        record = {"v": 1, "node": NODE, "server": f"https://{host}:{port}", "group": "default", "enrolled": 1.0}
+        record = {
+            "v": 1,
+            "node": NODE,
+            "server": f"https://{host}:{port}",
+            "group": "default",
+            "enrolled": 1.0,
+        }
         self.layout.node.write_text(json.dumps(record))
 
     async def start(self, *args: str, program: Path | None = None, entry: str = "agent") -> Agent:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from instar.wire.messages import (
     MAX_FRAME,
     Ack,
@@ -22,7 +23,6 @@ from instar.wire.messages import (
     Result,
     Welcome,
 )
-
 from tests.agent.fleet import NODE, VERSION, Connection, Place, Server
 
 NONCE = "0123456789abcdef" * 2
@@ -266,7 +266,7 @@ async def test_through_a_proxy(place: Place, server: Server) -> None:
 
     listener = await asyncio.start_server(proxy, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    place.layout.config.write_text(f'[fetch]\nproxy = "http://me:secret@127.0.0.1:{port}"\n')
+    place.layout.config.write_text(f'[network]\nproxy = "http://me:secret@127.0.0.1:{port}"\n')
     agent = await place.start()
     connection = await server.connection()
     assert isinstance(connection.hello, Hello)

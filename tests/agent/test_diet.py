@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 
 from instar.wire.messages import Health
-
 from instar_lab.program import build
 from tests.agent.fleet import VERSION, Place, Server
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
-from instar.core.errors import InstarError, ServerRefused, ServerUnreachable, TrustError
-from instar.oneshot.verify import kind_of
-from instar_server.trust import offline
 from securesystemslib.signer import Signature
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
+from instar.core.errors import InstarError, ServerRefused, ServerUnreachable, TrustError
+from instar.oneshot.verify import kind_of
+from instar_server.trust import offline
 from tests.trust.world import PATH, World, days, now, sha256, signed_part, signer
 
 

@@ -15,15 +15,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from securesystemslib.signer import CryptoSigner
+
 from instar.core.errors import ServerRefused, ServerUnreachable
 from instar.oneshot.metadata import VerifiedTarget, verify_target
 from instar_server.trust import offline
 from instar_server.trust.files import DISK, Disk
 from instar_server.trust.offline import RoleKeys
 from instar_server.trust.pack import Release, pack_release
-from instar_server.trust.records import Lifetimes, OnlineSigners
+from instar_server.trust.records import OnlineSigners
 from instar_server.trust.repository import Repository
-from securesystemslib.signer import CryptoSigner
 
 CA = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 PATH = "node/instar-1.1.0.tar.gz"
@@ -96,8 +97,8 @@ class World:
             self.folder / "repository", self.root, self.keys.online, now() - timedelta(days=400), disk=disk
         )
 
-    def open(self, disk: Disk = DISK, lifetimes: Lifetimes = Lifetimes()) -> Repository:
-        return Repository.open(self.folder / "repository", self.keys.online, now(), lifetimes, disk)
+    def open(self, disk: Disk = DISK) -> Repository:
+        return Repository.open(self.folder / "repository", self.keys.online, now(), disk=disk)
 
     # ---- the operator's side
 

@@ -25,7 +25,8 @@ class Fleet:
     def __init__(self, size: int, keep: Path | None = None) -> None:
         self.size = size
         self._kept = keep is not None
-        self.folder = (keep or Path(tempfile.mkdtemp(prefix="instar-", dir="/tmp"))).absolute()  # noqa: S108 short
+        # Not TMPDIR: the path must be short enough for sockets below it.
+        self.folder = (keep or Path(tempfile.mkdtemp(prefix="instar-", dir="/tmp"))).absolute()
         self.server = LabServer(self.folder / "server")
         self.nodes: list[Node] = []
 

@@ -51,12 +51,15 @@ class Node:
     # --- doing
 
     def install(self, program: Path, settings: str = "", start: bool = True) -> None:
-        """Install `program`, which holds its configuration, and start it. Raises MachineError."""
-        self.state.mkdir(parents=True, exist_ok=True)
+        """Install `program`, which holds its configuration, and start it. Raises MachineError.
+
+        `settings` are written to config.toml between the two.
+        """
+        self._run(program, ["install", "--state", str(self.state), "--service", "none", "--no-start"])
         if settings:
             self.layout.config.write_text(settings)
-        words = ["install", "--state", str(self.state), "--service", "none", *(["--start"] if start else [])]
-        self._run(program, words)
+        if start:
+            self.cli("start")
 
     def cli(self, *words: str) -> str:
         """Run the node's own command line, as a person on the node would."""
@@ -86,9 +89,8 @@ class Node:
     # --- looking
 
     def history(self) -> list[dict[str, Any]]:
-        """`instar history --json`: what happened here, oldest first."""
-        said = json.loads(self.cli("history", "--json"))
-        return list(said["events"] if isinstance(said, dict) else said)
+        """`instar history --json`: the transactions that happened here, oldest first."""
+        return list(json.loads(self.cli("history", "--json"))["transactions"])
 
     def running(self) -> list[Running]:
         """The resident processes by /proc; rehearsals and one-shot helpers are not among them."""

@@ -13,9 +13,8 @@ ENTRIES = {
     "keep": "instar.recovery.keep",
     "runner": "instar.runner.main",
     "verify": "instar.oneshot.verify",
-    "identity": "instar.oneshot.identity",
-    "inspect": "instar.oneshot.inspect",
-    "renew": "instar.agent.renew",
+    "inspect": "instar.oneshot.identity",
+    "renew": "instar.oneshot.renew",
 }
 COMMANDS = "instar.cli.main"  # everything that a person types
 

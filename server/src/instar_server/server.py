@@ -115,7 +115,7 @@ class Server:
         self._gateway = Gateway(self._standing, calls, Artifacts(self.repository), self._channels, now)
         self._programs = Programs(self.repository, releases, wishes, self._ca.pem)
         services = WebServices(
-            Access(database, now, chance), Fleet(database, presence), enrolment, wishes, history, self._standing,
+            Access(database, now, chance), Fleet(database, presence, self._observations), enrolment, wishes, history, self._standing,
             releases, self.repository, self._programs, bus, presence, database, self.layout.uploads,
             settings.max_upload, now,
         )  # fmt: skip

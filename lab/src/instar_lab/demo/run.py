@@ -65,7 +65,9 @@ class Demo:
             try:
                 self._play(step, entry)
                 took = time.monotonic() - at
-                self.view.say(f"  ✓ {step.version} {step.name}: {self._sum_up(entry)} ({took:.1f} s)", "green")
+                self.view.say(
+                    f"  ✓ {step.version} {step.name}: {self._sum_up(entry)} ({took:.1f} s)", "green"
+                )
             except InstarError as error:
                 entry.outcome, entry.reason = "wrong", error.text
                 self.view.say(f"  ✗ {step.version} {step.name}: {error.text}", "bold red")
@@ -97,7 +99,9 @@ class Demo:
                 self._wait_all(lambda node, seen: runs(seen, program), f"every node on {step.version}")
                 entry.outcome, entry.reason = "updated", "rehearsed, on trial, confirmed"
             else:
-                self._wait_all(lambda node, seen: self._gave_up(node, step), f"every node to give {step.version} up")
+                self._wait_all(
+                    lambda node, seen: self._gave_up(node, step), f"every node to give {step.version} up"
+                )
                 entry.reason = self._why(step)
                 entry.outcome = "reverted" if self._was_on_trial(step) else "refused"
         self._check(step, entry)
@@ -140,28 +144,34 @@ class Demo:
         for node in self.fleet.nodes:
             check_processes(node, expected)
             if not runs(seen[node.id], expected):
-                text = f"{node.id}: the server sees {seen[node.id]}, expected {expected.version} on both lines"
+                text = (
+                    f"{node.id}: the server sees {seen[node.id]}, expected {expected.version} on both lines"
+                )
                 raise WrongEnd("wrong-release", text)
             self._check_history(node, step)
         if not step.moves and (entry.outcome == "reverted") != step.trial:
-            raise WrongEnd("wrong-outcome", f"{step.version} was {entry.outcome}, which is not how it must fail")
+            raise WrongEnd(
+                "wrong-outcome", f"{step.version} was {entry.outcome}, which is not how it must fail"
+            )
 
     def _check_history(self, node: Node, step: Step) -> None:
         if step is STEPS[0]:
             return
         wanted = "confirmed" if step.moves else "reverted"
-        told = [event for event in node.history() if event["version"] == step.version]
-        ends = [event for event in told if event["phase"] == wanted]
-        if not ends:
-            phases = ", ".join(event["phase"] for event in told) or "nothing"
-            raise WrongEnd("wrong-history", f"{node.id}: expected '{wanted}' of {step.version}, got {phases}")
-        if not step.moves and not ends[-1]["reason"]["text"]:
-            raise WrongEnd("no-reason", f"{node.id}: its history does not say why {step.version} was given up")
+        told = [change for change in node.history() if change["version"] == step.version]
+        ends = [change for change in told if change["state"] == wanted]
+        if not ends or len(ends) != len(told):
+            states = ", ".join(change["state"] for change in told) or "nothing"
+            raise WrongEnd("wrong-history", f"{node.id}: expected '{wanted}' of {step.version}, got {states}")
+        if not step.moves and not all(change["reason"] and change["reason"]["text"] for change in ends):
+            raise WrongEnd(
+                "no-reason", f"{node.id}: its history does not say why {step.version} was given up"
+            )
 
     def _why(self, step: Step) -> str:
         """The reason that most nodes give, in one line."""
         found = Counter(
-            " ".join(event["reason"]["text"].split())
+            one_line(event["reason_text"])
             for node in self.fleet.nodes
             for event in self.fleet.server.history(node.id)
             if event["version"] == step.version and event["phase"] == "reverted"
@@ -229,9 +239,13 @@ def check_processes(node: Node, expected: build.Program) -> None:
 
 def describe(event: dict[str, Any]) -> str:
     """One history event in one line."""
-    reason = " ".join(event["reason"]["text"].split()) if event.get("reason") else ""
-    what = " ".join(part for part in (event.get("line"), event.get("version"), event["phase"]) if part)
+    reason = one_line(event["reason_text"])
+    what = " ".join(part for part in (event["line"], event["version"], event["phase"]) if part)
     return f"{what}: {reason}" if reason else what
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def run(fleet: Fleet, view: View, report_path: Path | None) -> Report:

@@ -14,7 +14,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from instar.agent.channel import STEADY_S
 from instar.agent.main import RECONNECT
@@ -38,8 +38,7 @@ class Connection(asyncio.Protocol):
         self._stay_away_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's has no common base
         headers = {"Instar-Program": f"agent {self.agent.version} {self.agent.digest}"}
         transport.write(upgrade(self.agent.place, "/v1/channel", os.urandom(16), headers))
 

@@ -25,6 +25,7 @@ MOST_BYTES = 65_536  # of one line
 MOST_CONNECTIONS = 16
 IDLE_S = 60.0  # a connection that asks nothing for so long is closed
 ANSWER_WITHIN_S = 5.0  # for a client that does not read
+PART_WITHIN_S, PART_READS = 1.0, 64  # for one that is sent away
 LONGEST_PATH = 107  # bytes, of a Unix socket's address
 
 log = logging.getLogger("instar.agent")
@@ -74,13 +75,12 @@ class LocalApi:
         try:
             refusal = self._refusal(writer)
             if refusal is not None:
-                await _answer(writer, _no(refusal))
-                return
+                raise refusal
             while line := await _line(reader):
                 await _answer(writer, self._obey(line))
-        except InputError as error:
+        except InstarError as error:
             with contextlib.suppress(TimeoutError, OSError):
-                await _answer(writer, _no(error))
+                await _part(reader, writer, _no(error))
         except (TimeoutError, OSError):
             pass  # it went away, or sat there for too long
         finally:
@@ -138,6 +138,17 @@ async def _answer(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
     writer.write(json.dumps(answer).encode() + b"\n")
     async with asyncio.timeout(ANSWER_WITHIN_S):
         await writer.drain()
+
+
+async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    """Answer, then take away what the client still has under way: a close that leaves some of it unread
+    would reach the client as a reset, and cost it the answer."""
+    await _answer(writer, answer)
+    writer.write_eof()
+    async with asyncio.timeout(PART_WITHIN_S):
+        for _ in range(PART_READS):
+            if not await reader.read(MOST_BYTES):
+                return
 
 
 def _no(error: InstarError) -> dict[str, Any]:

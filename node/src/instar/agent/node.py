@@ -42,7 +42,7 @@ def load_node(layout: Layout) -> Node:
         from instar.host.records import read_config
 
         try:
-            text = read_config(layout).fetch.proxy
+            text = read_config(layout).network.proxy
             proxy = address(text, "http", 3128) if text else None
         except InputError as error:
             log.error("%s; going on with the defaults", error.text)

@@ -33,8 +33,7 @@ from instar.host.program import Program, running_program
 from instar.host.records import Node, write_node
 from instar.host.services import services_of
 from instar.host.transport import Endpoint, Transport
-from instar.oneshot.identity import make_key_and_csr
-from instar.oneshot.inspect import check_embedded
+from instar.oneshot.identity import check_embedded, make_key_and_csr
 from instar.trust.embedded import EmbeddedConfig
 from instar.trust.manifest import FileEntry, Manifest
 from instar.trust.program import join_program, split_program
@@ -47,7 +46,7 @@ Say = Callable[[str], None]
 def install(args: argparse.Namespace) -> dict[str, Any]:
     layout, program = Layout(args.state), running_program(sys.argv[0])
     say: Say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
-    config = check_embedded((args.embed or program.path).read_bytes(), args.pin)
+    config = check_embedded((args.embed or program.path).read_bytes(), args.pin or None)
     manager = args.service or ("systemd" if units.systemd_runs() else "none")
     _check_machine(layout, program, manager)
     made = not layout.state.exists()

@@ -74,11 +74,10 @@ TABLE: dict[tuple[State, Event], State] = {
 # down with it must not do so for ever. Watching, confirming and reverting have other bounds.
 MOST_TRIES: dict[Step, int] = {Step.STAGE: 5, Step.VERIFY: 5, Step.REHEARSE: 3, Step.ACTIVATE: 5}
 
-# Seconds that one try of a step may take; the trial has its lease instead.
+# Seconds that one try of a step may take. The rehearsal is bounded by a setting, the trial by its lease.
 DEADLINE_S: dict[Step, float] = {
     Step.STAGE: 3600.0,
     Step.VERIFY: 300.0,
-    Step.REHEARSE: 60.0,
     Step.ACTIVATE: 120.0,
     Step.CONFIRM: 60.0,
     Step.REVERT: 120.0,

@@ -7,12 +7,13 @@ is answered by running `drive` again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from instar.core.errors import InstarError, ReleaseError, ServerUnreachable, TrustError
 from instar.core.journal import Progress, Reason
 from instar.core.recovery import Fail, Finished, Run, decide
-from instar.core.transaction import Event, State, Step
+from instar.core.transaction import DEADLINE_S, Event, State, Step
 from instar.engine.journal import Journal
 from instar.engine.target import Failed, NotNow, Outcome, Target
 from instar.host.points import reach
@@ -28,8 +29,15 @@ class Follower(Protocol):
     def changed(self, progress: Progress) -> None: ...
 
 
-def drive(journal: Journal, target: Target, follower: Follower) -> Progress:
-    """Go on until the transaction is final.
+Bound = Callable[[float], AbstractContextManager[None]]
+
+
+def unbounded(seconds: float) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def drive(journal: Journal, target: Target, follower: Follower, bound: Bound = unbounded) -> Progress:
+    """Go on until the transaction is final. `bound` ends a step by TimeoutError at its deadline.
 
     Raises NotNow when a passing fault stops it: the transaction stays open, to be driven again later.
     Whatever a step raises that is not an InstarError is a fault of ours, and goes up; the next
@@ -46,7 +54,7 @@ def drive(journal: Journal, target: Target, follower: Follower) -> Progress:
                     journal.intent(step)
                 journal.outcome(step, Event.FAILED, reason, {"blame": True})
             case Run(step):
-                _run(journal, target, step)
+                _run(journal, target, step, bound)
         follower.changed(journal.progress)
 
 
@@ -63,7 +71,7 @@ def abandon(journal: Journal, target: Target, reason: Reason) -> bool:
     return True
 
 
-def _run(journal: Journal, target: Target, step: Step) -> None:
+def _run(journal: Journal, target: Target, step: Step, bound: Bound) -> None:
     do: Callable[[Progress, Journal], Outcome] = {
         Step.STAGE: target.stage,
         Step.VERIFY: target.verify,
@@ -76,7 +84,8 @@ def _run(journal: Journal, target: Target, step: Step) -> None:
     journal.intent(step)
     reach(f"step:{step.value}:before")
     try:
-        outcome = do(journal.progress, journal)
+        with bound(DEADLINE_S[step]) if step in DEADLINE_S else nullcontext():
+            outcome = do(journal.progress, journal)
     except Failed as failed:
         _failed(journal, step, failed.reason, failed.blame)
         return

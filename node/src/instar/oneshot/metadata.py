@@ -22,6 +22,7 @@ from instar.oneshot.explain import Scene, explain
 Fetch = Callable[[str], bytes]
 """'metadata/timestamp.json' -> its bytes. ServerRefused `not-found` when absent, ServerUnreachable, …"""
 
+ABSENT = ("not-found", "no-metadata")  # how a server says that it has no such file
 ONLINE = ("timestamp", "snapshot", "targets")
 
 
@@ -57,7 +58,7 @@ class RecordingFetcher(FetcherInterface):
         try:
             data = self._get(url)
         except ServerRefused as error:
-            if error.code == "not-found":
+            if error.code in ABSENT:
                 raise DownloadHTTPError(error.text, 404) from error
             self.failure = error
             raise DownloadError(error.text) from error

@@ -16,6 +16,7 @@ from instar.core.errors import InputError, InstarError, MachineError, ServerUnre
 from instar.core.journal import Progress, Reason
 from instar.core.recovery import Observation
 from instar.core.releases import Release, version_of
+from instar.core.transaction import DEADLINE_S, Step
 from instar.core.trial import Lease
 from instar.engine.children import run_program
 from instar.engine.fetch import Limits, fetch
@@ -64,7 +65,8 @@ class ReleaseTarget:
         if self.line.is_valid(begin.release.name):
             return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
         check_space(staging, target.length * (1 + UNPACKED_TIMES))
-        limits = Limits(rate_bytes_s=self.kit.settings.network.rate_bytes_s)
+        rate, most_s = self.kit.settings.network.rate_bytes_s, DEADLINE_S[Step.STAGE]
+        limits = Limits(rate_bytes_s=rate, deadline_s=most_s)
         archive = staging / "archive"
         reach("stage:fetch")
         fetch(self.kit.server.source(), target.path, archive, target.length, limits, sleep=self.kit.sleep)

@@ -22,7 +22,7 @@ FORM = re.compile(rb"([A-Za-z0-9+/]+={0,2})\.([A-Za-z0-9+/]+={0,2})")
 SERVER = re.compile(r"https://(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})/?")
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 UNIT = re.compile(rb"\\u[0-9a-fA-F]{4}|\\.|[^\\]", re.DOTALL)
-RESPELLINGS = 1_000  # far over what chance needs: about one in 4,096 pairs of letters is 'PK'
+RESPELLINGS = 1_000  # far over what chance needs
 SIGNATURE_SIZE = 64  # bytes of an ed25519 signature
 CODE = "bad-configuration"
 
@@ -81,8 +81,9 @@ def _check_server(server: str, fields: Fields) -> None:
 def format_comment(data: bytes, sign: Callable[[bytes], bytes]) -> bytes:
     """The comment for the JSON text `data`, signed by `sign` (bytes to 64 bytes).
 
-    Base64 holds the letters 'PK' by chance, which every reader refuses; the same JSON is then
-    spelled another way (a blank between tokens, a `\\u0041` for an 'A') and signed as that.
+    Base64 may hold the letters 'PK' by chance ('O+' in a certificate gives them in one place of three),
+    and every reader refuses them; the same JSON is then spelled another way (a blank between tokens,
+    `\\u0041` for an 'A') and signed as that.
     Raises InputError `comment-too-large`.
     """
     for _ in range(RESPELLINGS):

@@ -49,7 +49,10 @@ class ServerClient:
         return self._transport
 
     def trusted_target(self, target: str) -> TrustedTarget:
+        endpoint = self._transport.endpoint
         arguments = ["verify", "--state", str(self._layout.state), "--target", target]
+        arguments += ["--program", endpoint.program]
+        arguments += ["--proxy", endpoint.proxy] if endpoint.proxy else []
         ended = run_program(self._program.path, arguments, VERIFY_WITHIN_S)
         try:
             said = json.loads(ended.stdout)

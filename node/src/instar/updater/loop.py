@@ -20,6 +20,7 @@ from instar.core.wish import Wanted, Wish
 from instar.engine.driver import BEFORE_ACTIVATION, Follower, abandon, drive
 from instar.engine.journal import Journal, Journals
 from instar.engine.target import NotNow
+from instar.host.alarm import within
 from instar.host.clock import Clock
 from instar.host.layout import Layout
 from instar.host.line import Line
@@ -95,7 +96,7 @@ class Loop:
         with self.orders.lock:
             self.orders.busy = begin.tx
         try:
-            end = drive(journal, self.targets[begin.line], self.follower)
+            end = drive(journal, self.targets[begin.line], self.follower, within)
         finally:
             with self.orders.lock:
                 self.orders.busy = ""

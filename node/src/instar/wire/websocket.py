@@ -57,6 +57,15 @@ class Closed:
 Event = Opened | Text | TooLarge | Rejected | Closed
 
 
+class _AsciiHost(str):
+    """A host name that is ASCII already. wsproto encodes it by 'idna', whose tables take 700 KiB."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "ascii", errors: str = "strict") -> bytes:
+        return super().encode("ascii", errors)
+
+
 class ClientSocket:
     """One connection. After `Closed` or `Rejected` it is of no more use."""
 
@@ -66,7 +75,7 @@ class ClientSocket:
         self._opened = False
         self._socket = WSConnection(ConnectionType.CLIENT)
         extra = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
-        request = events.Request(host=host, target=target, extra_headers=extra)
+        request = events.Request(host=_AsciiHost(host), target=target, extra_headers=extra)
         self._out = bytearray(self._socket.send(request))
         self._parts = io.StringIO()
         self._size = 0

@@ -9,22 +9,15 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from instar.core.errors import InputError, InstarError, MachineError, TrustError
-from instar_server.domain.errors import Conflict, Forbidden, NotFound, TooLarge, TooMany, Unauthenticated
+from instar.core.errors import InputError, InstarError
+from instar_server.domain.errors import TooLarge
+from instar_server.statuses import status_of
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BODY_WITHIN_S = 30.0
 
-_STATUS: tuple[tuple[type[InstarError], int], ...] = (
-    (NotFound, 404), (Conflict, 409), (TooLarge, 413), (InputError, 400), (TrustError, 400),
-    (Forbidden, 403), (Unauthenticated, 401), (TooMany, 429), (MachineError, 503),
-)  # fmt: skip
 _CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
-
-
-def status_of(error: InstarError) -> int:
-    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
 def json_answer(body: Any, status: int = 200) -> web.Response:

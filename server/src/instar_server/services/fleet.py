@@ -8,6 +8,7 @@ from typing import Any
 
 from instar_server.domain.errors import NotFound
 from instar_server.services.presence import Presence
+from instar_server.storage.batch import Observations
 from instar_server.storage.database import Database
 from instar_server.storage.nodes import Certificates, Groups, Nodes
 from instar_server.storage.rows import CertificateRow, NodeRow
@@ -25,11 +26,12 @@ class NodeView:
     updater: tuple[str, str]
     health: dict[str, Any]
     facts: dict[str, Any]
+    columns: dict[str, Any]  # of the node's row, with what was seen since it was written
 
 
 class Fleet:
-    def __init__(self, database: Database, presence: Presence) -> None:
-        self._database, self._presence = database, presence
+    def __init__(self, database: Database, presence: Presence, observations: Observations) -> None:
+        self._database, self._presence, self._observations = database, presence, observations
 
     async def nodes(
         self, group: str | None, after: str, limit: int, only: list[str] | None = None
@@ -59,7 +61,7 @@ class Fleet:
 
     def _view(self, row: NodeRow) -> NodeView:
         live = self._presence.get(row.id)
-        columns = row.columns
+        columns = row.columns | self._observations.latest(row.id)
         health = json.loads(columns["health"])
         if columns["health_ok"] is not None:
             health = {"ok": bool(columns["health_ok"]), "at": columns["health_at"], **health}
@@ -79,4 +81,5 @@ class Fleet:
             (columns["updater_version"], columns["updater_digest"]),
             health,
             json.loads(columns["facts"]),
+            columns,
         )

@@ -25,36 +25,57 @@ UPDATER = ("updater_version", "updater_digest", "last_seen")
 HEALTH = ("health_ok", "health", "health_at", "last_seen")
 
 
+_Rows = dict[tuple[str, ...], dict[str, tuple[Any, ...]]]  # columns -> node -> values
+
+
 class Observations:
     """Collects per node; `run` writes every `every_s` seconds, `flush` now."""
 
     def __init__(self, database: Database, every_s: float = 0.25) -> None:
         self._database, self._every_s = database, every_s
-        self._pending: dict[tuple[str, ...], dict[str, tuple[Any, ...]]] = {}
+        self._pending: _Rows = {}
+        self._writing: _Rows = {}
         self._wake = asyncio.Event()
+        self._lock = asyncio.Lock()
 
     def put(self, columns: tuple[str, ...], node: str, *values: Any) -> None:
         """Note the values of `columns` (one of the tuples above) for a node."""
         self._pending.setdefault(columns, {})[node] = values
         self._wake.set()
 
+    def latest(self, node: str) -> dict[str, Any]:
+        """What is noted about a node and not written yet."""
+        found: dict[str, Any] = {}
+        for rows in (self._writing, self._pending):
+            for columns, values in rows.items():
+                if node in values:
+                    found.update(zip(columns, values[node], strict=True))
+        return found
+
     async def flush(self) -> None:
         """Write what is pending. When that fails it stays pending, behind anything newer."""
-        pending, self._pending = self._pending, {}
-        if not pending:
-            return
-        try:
-            async with self._database.write() as connection:
+        async with self._lock:
+            pending, self._pending = self._pending, {}
+            if not pending:
+                return
+            self._writing = pending
+            try:
+                await self._write(pending)
+            except BaseException:
                 for columns, rows in pending.items():
-                    statement = update(nodes).where(nodes.c.id == bindparam("b_id"))
-                    statement = statement.values({name: bindparam(f"b_{name}") for name in columns})
-                    names = ["b_id", *(f"b_{name}" for name in columns)]
-                    values = [dict(zip(names, (node, *row), strict=True)) for node, row in rows.items()]
-                    await connection.execute(statement, values)
-        except BaseException:
+                    self._pending[columns] = rows | self._pending.get(columns, {})
+                raise
+            finally:
+                self._writing = {}
+
+    async def _write(self, pending: _Rows) -> None:
+        async with self._database.write() as connection:
             for columns, rows in pending.items():
-                self._pending[columns] = rows | self._pending.get(columns, {})
-            raise
+                statement = update(nodes).where(nodes.c.id == bindparam("b_id"))
+                statement = statement.values({name: bindparam(f"b_{name}") for name in columns})
+                names = ["b_id", *(f"b_{name}" for name in columns)]
+                values = [dict(zip(names, (node, *row), strict=True)) for node, row in rows.items()]
+                await connection.execute(statement, values)
 
     async def run(self) -> None:
         """Until cancelled. A failing database is tried again, and logged."""

@@ -245,7 +245,7 @@ class Repository:
             self._check_online(metadata.signed, merged)
             self._check_targets_under(metadata.signed)
             self._online = merged
-            if online is not None and self._targets is not None:
+            if self._targets is not None and not self._online_under(metadata.signed):
                 self._sign_online(self._targets, self._read(self._targets), now, metadata.signed)
             self._write(f"{metadata.signed.version}.root.json", data)
             self._root = metadata
@@ -357,6 +357,18 @@ class Repository:
             if lack:
                 raise InputError("wrong-online-keys", f"cannot sign {role} metadata: {lack}")
 
+    def _online_under(self, root: Root) -> bool:
+        """Whether snapshot and timestamp, as they are served, verify under `root`."""
+        for metadata in (self._snapshot, self._timestamp):
+            if metadata is None:
+                return False
+            result = root.get_verification_result(
+                metadata.signed.type, metadata.signed_bytes, metadata.signatures
+            )
+            if not result.verified:
+                return False
+        return True
+
     def _check_targets_under(self, root: Root) -> None:
         if self._targets is None:
             return
@@ -371,15 +383,13 @@ class Repository:
 
     def _due(self, now: datetime) -> bool:
         """Whether online metadata is over half its life, or not signed by the current root's keys."""
+        if not self._online_under(self._root.signed):
+            return True
         for metadata, life in (
             (self._snapshot, self._lifetimes.snapshot),
             (self._timestamp, self._lifetimes.timestamp),
         ):
             if metadata is None or metadata.signed.expires - now < life / 2:
-                return True
-            try:
-                rules.check_signatures(metadata, self._root.signed, "the root")
-            except TrustError:
                 return True
         return False
 

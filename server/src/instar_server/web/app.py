@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 from instar.core.errors import InstarError
 from instar_server import VERSION
 from instar_server.bus.api import Bus
-from instar_server.gateway.answers import status_of
 from instar_server.services.access import Access
 from instar_server.services.enrolment import Enrolment
 from instar_server.services.fleet import Fleet
@@ -26,6 +25,7 @@ from instar_server.services.presence import Presence
 from instar_server.services.programs import Programs
 from instar_server.services.standing import Standing
 from instar_server.services.wishes import Wishes
+from instar_server.statuses import status_of
 from instar_server.storage.database import Database
 from instar_server.trust.repository import Repository
 

@@ -16,7 +16,7 @@ NodePath = Annotated[m.NodeId, Path(description="The node's id.")]
 
 
 def _fields(view: NodeView) -> dict[str, Any]:
-    columns = view.row.columns
+    columns = view.columns
     transaction = None
     if columns["tx"]:
         transaction = m.Transaction(

@@ -1,0 +1,142 @@
+"""`instar-lab`: what the lab can do, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from instar.core.errors import InstarError
+
+DESCRIPTION = """\
+The lab of Instar: real servers and nodes on this machine, in folders that are gone afterwards.
+Nothing here ever runs on a node; everything uses loopback only."""
+
+DEMO = """\
+Starts a real server and real nodes on this machine, updates them, then publishes five bad releases
+in turn: one that does not start, one that hangs, one whose rehearsal gives a wrong reply, one that crashes a
+second after activation, and one whose bytes were altered after signing. After each, every node must
+run the good release; what it runs is read from /proc. Ends with status 1 if any node is anywhere else.
+
+  instar-lab demo                                     three nodes
+  instar-lab demo --nodes 5 --report demo.json        five, and a report for machines
+  instar-lab demo --keep /tmp/d                       leave all logs and journals in /tmp/d to look at"""
+
+SIM = """\
+Enrols simulated agents at a running server and keeps them connected: each has its own certificate and
+its own TLS connection, says hello, answers pings and jobs, and comes back when it is cut off.
+
+  instar-lab sim --server https://127.0.0.1:8443 --ca DATA/ca/ca.pem --token TOKEN --agents 500"""
+
+BUILD = """\
+Builds the node program instar.pyz: the same source gives the same bytes. With --variant it is broken
+on purpose, for tests."""
+
+INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, interrupt)  # so that everything is cleaned up, as after Ctrl-C
+    play: Callable[[argparse.Namespace], int] = options.play
+    try:
+        return play(options)
+    except KeyboardInterrupt:
+        print("instar-lab: interrupted; everything that was started has been ended", file=sys.stderr)
+        return INTERRUPTED
+    except InstarError as error:
+        print(f"instar-lab: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def parser() -> argparse.ArgumentParser:
+    style = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(prog="instar-lab", description=DESCRIPTION, formatter_class=style)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = commands.add_parser(
+        "demo", help="real nodes survive five bad releases", description=DEMO, formatter_class=style
+    )
+    demo.add_argument(
+        "--nodes", type=count, default=3, metavar="N", help="how many nodes (default %(default)s)"
+    )
+    demo.add_argument("--report", type=Path, metavar="FILE", help="write what came of each step as JSON")
+    demo.add_argument("--keep", type=Path, metavar="DIR", help="use this new folder, and leave it in place")
+    demo.set_defaults(play=play_demo)
+
+    sim = commands.add_parser("sim", help="thousands of agents", description=SIM, formatter_class=style)
+    sim.add_argument("--server", required=True, metavar="URL", help="the gateway, https://host:port")
+    sim.add_argument("--ca", required=True, type=Path, metavar="FILE", help="the fleet's CA certificate")
+    sim.add_argument("--token", required=True, help="an enrolment token with enough uses")
+    sim.add_argument("--agents", type=count, default=100, metavar="N", help="how many (default %(default)s)")
+    sim.add_argument(
+        "--seconds", type=float, default=0.0, metavar="S", help="how long; 0 (default): until Ctrl-C"
+    )
+    sim.set_defaults(play=play_sim)
+
+    made = commands.add_parser("build", help="the node program", description=BUILD, formatter_class=style)
+    made.add_argument("--version", required=True, metavar="1.2.3", help="the version that the program says")
+    made.add_argument("--out", required=True, type=Path, metavar="FILE", help="where to write the program")
+    made.add_argument(
+        "--variant", default="", metavar="NAME", help="how it is broken; 'list' tells the names"
+    )
+    made.set_defaults(play=play_build)
+    return top
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 100000, got {text!r}")
+    return int(text)
+
+
+def play_demo(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from instar_lab.demo.run import run
+    from instar_lab.demo.view import View
+    from instar_lab.fleet import Fleet
+
+    console = Console()
+    with View(console) as view:
+        view.headline("making keys and starting the server")
+        with Fleet(options.nodes, options.keep) as fleet:
+            report = run(fleet, view, options.report)
+        verdict = "every node runs the good release" if report.ok else "something went wrong"
+        view.say(f"{verdict}; {report.seconds:.0f} s", "bold green" if report.ok else "bold red")
+    return 0 if report.ok else 1
+
+
+def play_sim(options: argparse.Namespace) -> int:
+    import uvloop
+
+    from instar_lab.sim.play import play
+
+    return uvloop.run(play(options.server, options.ca, options.token, options.agents, options.seconds))
+
+
+def play_build(options: argparse.Namespace) -> int:
+    from instar_lab.program import build, variants
+
+    if options.variant == "list":
+        for name, what in variants.VARIANTS.items():
+            print(f"{name:24} {what}")
+        return 0
+    program = (
+        variants.variant(options.variant, options.version)
+        if options.variant
+        else build.build(options.version)
+    )
+    build.write(program, options.out)
+    print(f"{options.out}: version {program.version}, {len(program.data):,} bytes, digest {program.digest}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

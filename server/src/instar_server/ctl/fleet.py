@@ -1,0 +1,108 @@
+"""`instarctl want`, `unwant`, `wishes`, `status`, `releases`, `program` and `trust`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from instar.core.errors import InputError
+from instar_server.ctl.output import AsJson, connected, make_table, plain_errors, short, show, when
+from instar_server.trust.files import write_atomic
+
+releases = typer.Typer(no_args_is_help=True)
+program = typer.Typer(no_args_is_help=True)
+trust = typer.Typer(no_args_is_help=True)
+
+Group = Annotated[str | None, typer.Option(help="For every node of this group.")]
+Node = Annotated[str | None, typer.Option(help="For this node alone; goes before its group's wish.")]
+Lines = Annotated[list[str] | None, typer.Option("--line", help="agent or updater; both if not given.")]
+
+
+def _subject(group: str | None, node: str | None) -> tuple[str, str]:
+    if (group is None) == (node is None):
+        raise InputError("bad-options", "cannot tell for whom: expected either --group or --node")
+    return ("group", group) if group is not None else ("node", str(node))
+
+
+def want(
+    context: typer.Context,
+    version: Annotated[str, typer.Option(help="A published release.")],
+    group: Group = None,
+    node: Node = None,
+    line: Lines = None,
+    as_json: AsJson = False,
+) -> None:
+    """Want a release. The same wish again makes nodes that gave up on it try again."""
+    with plain_errors():
+        scope, subject = _subject(group, node)
+    with connected(context) as client:
+        body = {"scope": scope, "subject": subject, "lines": line or ["updater", "agent"], "version": version}
+        made = client.put("/wishes", body)["wishes"]
+    show(made, as_json, lambda: f"{version} is wanted for {scope} {subject}: {', '.join(w['line'] for w in made)}")
+
+
+def unwant(
+    context: typer.Context, group: Group = None, node: Node = None, line: Lines = None, as_json: AsJson = False
+) -> None:
+    """Take wishes back; nodes stay on what they run."""
+    with plain_errors():
+        scope, subject = _subject(group, node)
+    with connected(context) as client:
+        done = client.delete("/wishes", scope=scope, subject=subject, line=line or ["updater", "agent"])
+    show(done, as_json, lambda: f"nothing is wanted any more for {scope} {subject}")
+
+
+def wishes(context: typer.Context, as_json: AsJson = False) -> None:
+    """All wishes."""
+    with connected(context) as client:
+        found: list[dict[str, Any]] = client.get("/wishes")["wishes"]
+    columns = ("for", "name", "line", "version", "digest", "generation", "made")
+    rows = [
+        (w["scope"], w["subject"], w["line"], w["version"], short(w["digest"]), w["generation"], when(w["made"]))
+        for w in found
+    ]
+    show(found, as_json, lambda: make_table(columns, rows))
+
+
+def status(context: typer.Context, as_json: AsJson = False) -> None:
+    """Whether the server is well."""
+    with connected(context) as client:
+        found = client.get("/ready")
+    show(found, as_json, lambda: f"server {found['version']} is ready; {found['connected']} nodes connected")
+
+
+@releases.command("list")
+def list_releases(context: typer.Context, as_json: AsJson = False) -> None:
+    """The published releases."""
+    with connected(context) as client:
+        found: list[dict[str, Any]] = client.get("/releases")["releases"]
+    rows = [(r["version"], short(r["digest"]), r["length"], r["target"]) for r in found]
+    show(found, as_json, lambda: make_table(("version", "program", "bytes", "target"), rows))
+
+
+@program.command("download")
+def download(
+    context: typer.Context,
+    token: Annotated[str, typer.Option(help="An enrolment token.")],
+    out: Annotated[Path, typer.Option(help="Where to write it.")] = Path("instar.pyz"),
+    version: Annotated[str | None, typer.Option(help="Else what is wanted for the token's group.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the program with this server's configuration in it: the one file that installs a node."""
+    with connected(context) as client:
+        data = client.get_bytes("/program", token=token, version=version)
+        write_atomic(out, data, 0o700)  # there is a token in it
+    show({"path": str(out), "bytes": len(data)}, as_json, lambda: f"wrote {out}, {len(data)} bytes")
+
+
+@trust.command("status")
+def trust_status(context: typer.Context, as_json: AsJson = False) -> None:
+    """Version and expiry of every role. Ends with status 3 when one has expired."""
+    with connected(context) as client:
+        found: list[dict[str, Any]] = client.get("/trust")["roles"]
+    rows = [(r["role"], r["version"], when(r["expires"]), f"{r['threshold']} of {r['keys']}") for r in found]
+    show(found, as_json, lambda: make_table(("role", "version", "expires", "keys"), rows))
+    if any(role["expired"] for role in found):
+        raise typer.Exit(3)

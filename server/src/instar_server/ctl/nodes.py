@@ -1,0 +1,127 @@
+"""`instarctl nodes` and `instarctl groups`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from instar_server.ctl.output import AsJson, connected, make_table, short, show, when
+
+app = typer.Typer(no_args_is_help=True)
+groups = typer.Typer(no_args_is_help=True)
+
+PAGE = 500
+NodeArgument = Annotated[str, typer.Argument(help="The node's id.")]
+
+
+@app.command("list")
+def list_nodes(
+    context: typer.Context, group: Annotated[str | None, typer.Option(help="Only this group.")] = None, as_json: AsJson = False
+) -> None:
+    """All nodes."""
+    with connected(context) as client:
+        found: list[dict[str, Any]] = []
+        after = None
+        while True:
+            page = client.get("/nodes", group=group, after=after, limit=PAGE)
+            found += page["nodes"]
+            after = page["next"]
+            if after is None:
+                break
+    columns = ("node", "group", "state", "agent", "updater", "health", "last seen", "update")
+    show(found, as_json, lambda: make_table(columns, [_row(node) for node in found]))
+
+
+def _row(node: dict[str, Any]) -> tuple[Any, ...]:
+    health = {True: "ok", False: "bad", None: ""}[node["health"].get("ok")]
+    tx = node["transaction"]
+    update = f"{tx['line']} {tx['version']} {tx['phase']}" if tx else ""
+    return (
+        node["id"], node["group"], node["state"], _program(node["agent"]), _program(node["updater"]),
+        health, when(node["last_seen"]), update,
+    )  # fmt: skip
+
+
+def _program(program: dict[str, str]) -> str:
+    return f"{program['version']} {short(program['digest'])}".strip()
+
+
+@app.command("show")
+def show_node(context: typer.Context, node: NodeArgument, as_json: AsJson = False) -> None:
+    """One node."""
+    with connected(context) as client:
+        found = client.get(f"/nodes/{node}")
+    show(found, as_json, lambda: _detail(found))
+
+
+def _detail(node: dict[str, Any]) -> Table:
+    tx = node["transaction"]
+    rows = [
+        ("group", node["group"]),
+        ("state", node["state"] + (f": {node['revoked_why']}" if node["revoked_why"] else "")),
+        ("enrolled", when(node["enrolled"])),
+        ("last seen", when(node["last_seen"])),
+        ("agent", _program(node["agent"])),
+        ("updater", _program(node["updater"])),
+        *((f"wanted {line}", f"{w['version']} (by {w['scope']})") for line, w in node["wanted"].items()),
+        ("last update", f"{tx['line']} {tx['version']}: {tx['phase']} {tx['reason_text']}" if tx else "none"),
+        ("machine", " ".join(part for part in (node["os"], node["arch"], node["python"]) if part)),
+        *((f"certificate {c['serial'][:8]}", f"ends {when(c['not_after'])}") for c in node["certificates"]),
+    ]
+    return make_table(("node", node["id"]), rows)
+
+
+@app.command()
+def history(
+    context: typer.Context, node: NodeArgument, limit: Annotated[int, typer.Option(help="So many entries.")] = 50, as_json: AsJson = False
+) -> None:
+    """What happened on a node, newest first. Ends with status 3 when the history was altered."""
+    with connected(context) as client:
+        found = client.get(f"/nodes/{node}/history", limit=limit)
+    columns = ("n", "when", "line", "version", "phase", "reason")
+    rows = [
+        (e["n"], when(e["wall"]), e["line"], e["version"], e["phase"], e["reason_text"] or e["reason_code"])
+        for e in found["entries"]
+    ]
+    show(found, as_json, lambda: make_table(columns, rows))
+    if not found["whole"]:
+        typer.echo(f"instarctl: this history was altered: {found['fault']} [history-altered]", err=True)
+        raise typer.Exit(3)
+
+
+@app.command()
+def revoke(
+    context: typer.Context, node: NodeArgument, why: Annotated[str, typer.Option(help="For the history.")] = "", as_json: AsJson = False
+) -> None:
+    """Never serve this node again."""
+    with connected(context) as client:
+        found = client.post(f"/nodes/{node}/revoke", {"why": why})
+    show(found, as_json, lambda: f"revoked {node}")
+
+
+@app.command()
+def move(
+    context: typer.Context, node: NodeArgument, group: Annotated[str, typer.Option(help="The new group.")], as_json: AsJson = False
+) -> None:
+    """Put a node into another group."""
+    with connected(context) as client:
+        found = client.put(f"/nodes/{node}/group", {"group": group})
+    show(found, as_json, lambda: f"moved {node} to {group}")
+
+
+@groups.command("list")
+def list_groups(context: typer.Context, as_json: AsJson = False) -> None:
+    """All groups."""
+    with connected(context) as client:
+        found = client.get("/groups")["groups"]
+    show(found, as_json, lambda: make_table(("group", "nodes"), [(g["name"], g["nodes"]) for g in found]))
+
+
+@groups.command("add")
+def add_group(context: typer.Context, name: str, as_json: AsJson = False) -> None:
+    """Make a group."""
+    with connected(context) as client:
+        found = client.post("/groups", {"name": name})
+    show(found, as_json, lambda: f"group {name} is there")

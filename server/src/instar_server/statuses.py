@@ -1,0 +1,15 @@
+"""Which HTTP status each kind of error has, on both ports."""
+
+from __future__ import annotations
+
+from instar.core.errors import InputError, InstarError, MachineError, TrustError
+from instar_server.domain.errors import Conflict, Forbidden, NotFound, TooLarge, TooMany, Unauthenticated
+
+_STATUS: tuple[tuple[type[InstarError], int], ...] = (
+    (NotFound, 404), (Conflict, 409), (TooLarge, 413), (InputError, 400), (TrustError, 400),
+    (Forbidden, 403), (Unauthenticated, 401), (TooMany, 429), (MachineError, 503),
+)  # fmt: skip
+
+
+def status_of(error: InstarError) -> int:
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)

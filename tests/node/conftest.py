@@ -1,0 +1,45 @@
+"""Fixtures of the node's tests, and hypothesis made repeatable."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from instar.host import points
+from tests.node.world import Node
+
+settings.register_profile(
+    "node",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("node")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="instar-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def node(folder: Path) -> Iterator[Node]:
+    """A node on release 1.0.0, with a server that offers 1.1.0."""
+    made = Node(folder / "state")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def listener() -> Iterator[None]:
+    """Puts the hook of the kill points back."""
+    yield
+    points.listener = None
