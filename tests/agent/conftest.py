@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from instar.agent.program import Program
+from instar.host.program import Program
 from instar.host.layout import Layout
 from instar.trust.program import program_digest
 from instar_lab.program import build

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from instar.agent.program import Program
+from instar.host.program import Program
 from instar.host.layout import Layout
 from instar.wire.codec import decode, encode
 from instar.wire.messages import Hello, Message, Welcome

@@ -13,9 +13,11 @@ from tests.agent.fleet import VERSION, Place, Server
 
 CEILING_KIB = 25 * 1024
 FORBIDDEN = (
+    "argparse",
     "concurrent.futures.process",
     "cryptography",
     "ctypes",
+    "datetime",
     "email",
     "http.client",
     "instar.engine",
@@ -25,7 +27,9 @@ FORBIDDEN = (
     "instar.updater",
     "logging.config",
     "multiprocessing",
+    "random",
     "securesystemslib",
+    "stringprep",
     "tomllib",
     "tuf",
     "urllib.request",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from instar.agent.jobs import run_job
-from instar.agent.program import Program
+from instar.host.program import Program
 from instar.agent.spawn import STDERR_TAIL, run_child
 from instar.wire.messages import MAX_FRAME, Job
 from tests.agent.fleet import VERSION

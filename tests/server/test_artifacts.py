@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from instar_server.domain import ranges
 
+from instar_server.domain import ranges
 from tests.server.world import World
 
 
@@ -54,7 +54,9 @@ def test_a_target_in_parts_is_the_whole(world: World) -> None:
         assert (head.headers["Content-Length"], head.content) == (str(size), b"")
 
 
-@pytest.mark.parametrize("path", ["node/nothing", "..%2f..%2fserver.db", "node/../../server.db", "%2fetc%2fpasswd", "a%00b"])
+@pytest.mark.parametrize(
+    "path", ["node/nothing", "..%2f..%2fserver.db", "node/../../server.db", "%2fetc%2fpasswd", "a%00b"]
+)
 def test_nothing_outside_is_served(world: World, path: str) -> None:
     with world.new_node().http() as http:
         assert http.get(f"/v1/targets/{path}").status_code == 404

@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from instar.wire.messages import MAX_FRAME
 
+from instar.wire.messages import MAX_FRAME
 from tests.server.world import Channel, World
 
 
@@ -135,7 +135,9 @@ async def test_a_thousand_mutations_leave_the_channel_up(channel: Channel) -> No
         text = list(json.dumps(chance.choice(good)))
         for _ in range(chance.randint(1, 4)):
             place = chance.randrange(len(text))
-            text[place : place + chance.randint(0, 2)] = chance.choice(['"', "{", "}", "9", "\\u00", "x", ",", "\x00"])
+            text[place : place + chance.randint(0, 2)] = chance.choice(
+                ['"', "{", "}", "9", "\\u00", "x", ",", "\x00"]
+            )
         await channel.ws.send_str("".join(text))
     await channel.send("ping", n=424242)
     while (frame := await channel.read()) != {"t": "pong", "n": 424242}:
@@ -186,7 +188,9 @@ async def test_revoking_one_certificate_leaves_the_others(world: World) -> None:
 
     node = await asyncio.to_thread(world.new_node)
     with node.http() as http, world.api() as api:
-        renewed = (await asyncio.to_thread(http.post, "/v1/renew", json={"v": 1, "csr": make_csr(node.key)})).json()
+        renewed = (
+            await asyncio.to_thread(http.post, "/v1/renew", json={"v": 1, "csr": make_csr(node.key)})
+        ).json()
         assert api.post(f"/certificates/{node.serial}/revoke").status_code == 200
         assert api.post(f"/certificates/{node.serial}/revoke").status_code == 409
         assert http.get("/v1/node/wanted").json()["error"]["code"] == "revoked"
@@ -196,6 +200,6 @@ async def test_revoking_one_certificate_leaves_the_others(world: World) -> None:
 
 
 async def test_a_silent_node_is_noticed(world: World, channel: Channel) -> None:
-    """ping_s is 5 here; after 2.5 of these without a frame the channel is cut."""
+    """ping_s is 2 here; after 2.5 of these without a frame the channel is cut."""
     assert (await channel.read(30.0))["t"] == "closed"
     await eventually(lambda: world.node(channel.node.id)["state"] == "offline")

@@ -99,9 +99,9 @@ def test_without_a_certificate_only_enrolment_is_served(world: World) -> None:
 def test_a_certificate_of_another_ca_does_not_pass_the_handshake(world: World) -> None:
     node = fresh(world, "stranger")
     stranger = ec.generate_private_key(ec.SECP256R1())
-    from instar_server.ca import FleetCA
-
     import time
+
+    from instar_server.ca import FleetCA
 
     ca = FleetCA.create(node.folder / "ca", time.time())
     node.id = "n-" + "0" * 16
@@ -119,14 +119,19 @@ def test_a_certificate_of_our_ca_that_was_never_issued_is_refused(world: World) 
     from instar_server.ca import FleetCA
 
     node = fresh(world, "forged")
-    pem = FleetCA.load(world.layout.ca).issue_node("n-" + "a" * 16, node.key.public_key(), time.time(), 3600).pem
+    pem = (
+        FleetCA.load(world.layout.ca)
+        .issue_node("n-" + "a" * 16, node.key.public_key(), time.time(), 3600)
+        .pem
+    )
     (node.folder / "cert.pem").write_text(pem)
     with node.http() as http:
         assert code(http.get("/v1/node/wanted")) == (403, "certificate-unknown")
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'{"v":2,"token":"x","csr":"y"}', b'{"v":1,"token":7,"csr":"y"}', b"[" * 50_000]
+    "body",
+    [b"", b"{", b"[]", b'{"v":2,"token":"x","csr":"y"}', b'{"v":1,"token":7,"csr":"y"}', b"[" * 50_000],
 )
 def test_a_bad_body_is_named(world: World, body: bytes) -> None:
     context = ssl.create_default_context(cafile=str(world.layout.ca / "ca.pem"))

@@ -54,11 +54,19 @@ def test_a_late_event_does_not_take_the_transaction_back(world: World) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"id": "other:1"}, {"id": "t1:x"}, {"id": "t1"}, {"phase": "No Phase"}, {"wall": -1}, {"tx": "a b"}, {"line": ""}],
+    [
+        {"id": "other:1"},
+        {"id": "t1:x"},
+        {"id": "t1"},
+        {"phase": "No Phase"},
+        {"wall": -1},
+        {"tx": "a b"},
+        {"line": ""},
+    ],
 )
 def test_a_bad_event_stores_nothing(world: World, change: dict[str, Any]) -> None:
     node = world.new_node()
-    answer = send(node, event("t1", 1, "offered"), event("t1", 2, "staged", **change))
+    answer = send(node, event("t1", 1, "offered"), {**event("t1", 2, "staged"), **change})
     assert answer.status_code == 400
     assert len(history(world, node)["entries"]) == 1
 

@@ -17,7 +17,9 @@ def digest(world: World, version: str) -> str:
     return str(world.operator.releases[version].custom["program_digest"])
 
 
-async def ask(node: Node, phase: str, tx: str, digest: str, line: str = "agent", wait_s: float = 0, program: str = "") -> Any:
+async def ask(
+    node: Node, phase: str, tx: str, digest: str, line: str = "agent", wait_s: float = 0, program: str = ""
+) -> Any:
     def get() -> httpx.Response:
         with node.http(program) as http:
             query = {"line": line, "phase": phase, "tx": tx, "digest": digest, "wait_s": wait_s}
@@ -28,7 +30,7 @@ async def ask(node: Node, phase: str, tx: str, digest: str, line: str = "agent",
     return answer.json()
 
 
-async def rehearse(node: Node, tx: str, version: str = "1.1.0", **wrong: Any) -> None:
+async def rehearse(node: Node, tx: str, version: str = "1.1.0", /, **wrong: Any) -> None:
     async with node.connected(version, "rehearsal", tx) as channel:
         job = await channel.read()
         assert (job["t"], job["purpose"], job["module"]) == ("job", "rehearsal", "selftest")
@@ -55,7 +57,8 @@ async def test_a_right_reply_passes_the_rehearsal_and_wakes_who_waits(world: Wor
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("answer", "0" * 64), ("nonce", "0" * 32), ("version", "1.0.0"), ("digest", "0" * 96)]
+    ("field", "value"),
+    [("answer", "0" * 64), ("nonce", "0" * 32), ("version", "1.0.0"), ("digest", "0" * 96)],
 )
 async def test_a_wrong_reply_fails_the_rehearsal(world: World, node: Node, field: str, value: str) -> None:
     await rehearse(node, "t2", **{field: value})
@@ -132,7 +135,9 @@ async def test_the_trial_fails_on_a_wrong_reply_and_waits_for_an_old_agent(world
         assert (verdict["verdict"], verdict["reason"]["code"]) == ("wait", "other-agent")
 
 
-async def test_the_trial_of_an_updater_needs_its_rehearsal_and_its_own_question(world: World, node: Node) -> None:
+async def test_the_trial_of_an_updater_needs_its_rehearsal_and_its_own_question(
+    world: World, node: Node
+) -> None:
     new, old = digest(world, "1.1.0"), digest(world, "1.0.0")
     await rehearse(node, "t11")
     by_old = await ask(node, "trial", "t11", new, "updater", program=f"updater 1.0.0 {old}")
@@ -212,7 +217,9 @@ def test_a_nodes_own_wish_goes_before_its_groups_and_generations_never_go_back(w
         ({"extra": 1}, 422, "bad-request"),
     ],
 )
-def test_a_wish_that_makes_no_sense_is_refused(world: World, body: dict[str, Any], status: int, code: str) -> None:
+def test_a_wish_that_makes_no_sense_is_refused(
+    world: World, body: dict[str, Any], status: int, code: str
+) -> None:
     world.new_node()
     good = {"scope": "group", "subject": "default", "lines": ["agent"], "version": "1.0.0"}
     with world.api() as api:

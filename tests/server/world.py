@@ -27,12 +27,13 @@ import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from securesystemslib.signer import CryptoSigner
+
 from instar_server.main import initialise
 from instar_server.settings import Layout, check
 from instar_server.trust import keys, offline
 from instar_server.trust.offline import RoleKeys
 from instar_server.trust.pack import Release, pack_release
-from securesystemslib.signer import CryptoSigner
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 20.0
@@ -273,7 +274,9 @@ class Channel:
     node: Node
     ws: aiohttp.ClientWebSocketResponse
 
-    async def hello(self, version: str = "1.0.0", role: str = "agent", tx: str = "", digest: str = "", **more: Any) -> None:
+    async def hello(
+        self, version: str = "1.0.0", role: str = "agent", tx: str = "", digest: str = "", **more: Any
+    ) -> None:
         release = self.node.world.operator.releases.get(version)
         digest = digest or (str(release.custom["program_digest"]) if release else "0" * 96)
         frame = {
@@ -301,7 +304,7 @@ class Channel:
                 assert frame["t"] == type_, frame
                 return frame
 
-    async def selftest(self, job: dict[str, Any], version: str = "1.0.0", **wrong: Any) -> None:
+    async def selftest(self, job: dict[str, Any], version: str = "1.0.0", /, **wrong: Any) -> None:
         """Answer a job as a good release does, except for what `wrong` says."""
         digest = self.node.world.operator.releases[version].custom["program_digest"]
         nonce = job["args"]["nonce"]

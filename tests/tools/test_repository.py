@@ -72,18 +72,18 @@ def test_ci_runs_what_the_readme_says() -> None:
 
 
 class TestImportRules:
-    """Each contract can fail: a copy of the sources with one forbidden import breaks exactly that one."""
+    """All contracts are kept, and each can fail."""
 
     BREAKS: ClassVar = {
-        "layers": ("node/src/instar/core/zz_probe.py", "import instar.host.files"),
-        "pure": ("node/src/instar/core/zz_probe.py", "import random"),
-        "bytes": ("node/src/instar/wire/zz_probe.py", "import subprocess"),
-        "machine": ("node/src/instar/engine/zz_probe.py", "import subprocess"),
-        "daemons": ("node/src/instar/agent/zz_probe.py", "import instar.updater"),
-        "diet": ("node/src/instar/agent/zz_probe.py", "import tuf.api.metadata"),
-        "recovery": ("node/src/instar/recovery/zz_probe.py", "import wsproto"),
-        "server": ("server/src/instar_server/zz_probe.py", "import instar.host.files"),
-        "lab": ("node/src/instar/host/zz_probe.py", "import instar_lab"),
+        "layers": ("node/src/instar/core/probe.py", "import instar.host.files"),
+        "pure": ("node/src/instar/core/probe.py", "import random"),
+        "bytes": ("node/src/instar/wire/probe.py", "import subprocess"),
+        "machine": ("node/src/instar/engine/probe.py", "import subprocess"),
+        "daemons": ("node/src/instar/agent/probe.py", "import instar.updater"),
+        "diet": ("node/src/instar/agent/probe.py", "import tuf.api.metadata"),
+        "recovery": ("node/src/instar/recovery/probe.py", "import wsproto"),
+        "server": ("server/src/instar_server/probe.py", "import instar.host.files"),
+        "lab": ("node/src/instar/host/probe.py", "import instar_lab"),
     }
 
     def lint(self, root: Path) -> str:
@@ -101,7 +101,7 @@ class TestImportRules:
 
     def copy(self, folder: Path) -> Path:
         for name in ("node/src", "server/src", "lab/src"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         shutil.copy(ROOT / "pyproject.toml", folder)
         return folder
 
@@ -117,8 +117,7 @@ class TestImportRules:
         title = {contract["id"]: contract["name"] for contract in contracts}
         assert title.keys() == self.BREAKS.keys()
         root = self.copy(tmp_path)
-        for key, (place, statement) in self.BREAKS.items():
-            (root / place).write_text(statement + "\n")
-            found = self.broken(self.lint(root))
-            (root / place).unlink()
-            assert title[key] in found, f"{key}: {found}"
+        for number, (place, statement) in enumerate(self.BREAKS.values()):
+            path = root / place
+            path.with_name(f"zz_probe_{number}.py").write_text(statement + "\n")
+        assert self.broken(self.lint(root)) == set(title.values())

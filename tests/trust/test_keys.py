@@ -16,6 +16,7 @@ from securesystemslib.signer import CryptoSigner
 from typer.testing import CliRunner
 
 from instar.core.errors import InputError, TrustError
+from instar.trust.embedded import fingerprint
 from instar_server.ctl import keys as keys_command
 from instar_server.ctl import release as release_command
 from instar_server.trust import keys, offline
@@ -254,6 +255,8 @@ def test_from_the_ceremony_to_a_published_release(tmp_path: Path) -> None:
     local = Local(repository)
     assert release_command.upload(local, (out / "2.root.json").read_bytes(), [], quiet=True)["root"] == 2
     assert run("keys", "show", out / "2.root.json", new)["files"][0]["version"] == 2
+    shown = run("keys", "show", root)["files"][0]["fingerprint"]
+    assert shown == fingerprint(json.loads(root.read_bytes())), "what `instar install --pin` takes"
     repository.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from instar.core.errors import InputError, InstarError, MachineError, TrustError
+from instar.core.errors import InputError, InstarError, MachineError, ServerRefused, TrustError
+from instar.oneshot.metadata import verify_target
 from instar_server.trust import offline
 from instar_server.trust.files import Disk
 from instar_server.trust.pack import pack_release
 from instar_server.trust.records import OnlineSigners
 from instar_server.trust.repository import Repository
-from tests.trust.world import Keys, World, days, now, program, sha256, signed_part, signer
+from tests.trust.world import PATH, Keys, World, days, now, program, sha256, signed_part, signer
 
 
 class Killed(BaseException):
@@ -112,6 +114,7 @@ def killed_at(folder: Path, prepare: Change, disk: DyingDisk) -> bool:
     except Killed:
         died = True
     world.repository.close()
+    assert follows_from(world, folder) is None
     merged = OnlineSigners(
         (*old_keys.snapshot, world.keys.snapshot), (*old_keys.timestamp, world.keys.timestamp)
     )
@@ -123,6 +126,23 @@ def killed_at(folder: Path, prepare: Change, disk: DyingDisk) -> bool:
     assert all(after[role] >= middle[role] for role in middle), (middle, after)
     world.repository.close()
     return died
+
+
+def follows_from(world: World, folder: Path) -> str | None:
+    """What a node says that meets the files exactly as the dead process left them; None when all is well."""
+
+    def fetch(path: str) -> bytes:
+        try:
+            return (folder / "repository" / path).read_bytes()
+        except FileNotFoundError:
+            raise ServerRefused("no-metadata", path) from None
+
+    trust = shutil.copytree(world.trust, folder / "another")
+    try:
+        verify_target(trust, PATH, fetch, now())
+    except InstarError as error:
+        return f"{error.code}: {error.text}"
+    return None
 
 
 def test_a_new_timestamp_is_served_only_when_it_is_durable(world: World) -> None:

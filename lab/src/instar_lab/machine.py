@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,17 +43,23 @@ def command_line(pid: int) -> tuple[str, ...]:
 
 
 def naming(path: Path) -> list[Seen]:
-    """Processes whose command line names `path` or something below it; never this one."""
-    whole, below = str(path), f"{path}/"
-    return [
-        seen
-        for seen in processes()
-        if seen.pid != os.getpid() and any(word == whole or word.startswith(below) for word in seen.words)
-    ]
+    """Instar's processes that work below `path`: they run a program there, or have it as --state or --data.
+
+    Nobody else is among them: not an editor with a log open, not the shell that started this.
+    """
+    return [seen for seen in processes() if works_below(seen.words, str(path))]
+
+
+def works_below(words: tuple[str, ...], path: str) -> bool:
+    return any(
+        (word == path or word.startswith(f"{path}/"))
+        and (word.endswith("/instar.pyz") or before in ("--state", "--data"))
+        for before, word in pairwise(words)
+    )
 
 
 def end_all_naming(path: Path, grace_s: float) -> int:
-    """End every process that names `path`: TERM, then KILL after `grace_s`. Returns how many it was.
+    """End every process that works below `path`: TERM, then KILL after `grace_s`. Returns how many it was.
 
     Repeats until none is left: a keeper may start a new one while the old ones are ended.
     """
@@ -61,22 +68,22 @@ def end_all_naming(path: Path, grace_s: float) -> int:
     while found := naming(path):
         hard = time.monotonic() >= deadline
         for seen in found:
-            signal_process(seen.pid, signal.SIGKILL if hard else signal.SIGTERM, str(path))
+            signal_process(seen, signal.SIGKILL if hard else signal.SIGTERM)
             ended.add(seen.pid)
         if time.monotonic() >= deadline + 10.0:
-            raise MachineError("not-gone", f"cannot end {len(found)} processes of {path}")
+            raise MachineError("not-gone", f"cannot end {len(found)} processes below {path}")
         pause(0.05 if hard else 0.1)
     return len(ended)
 
 
-def signal_process(pid: int, number: signal.Signals, naming_text: str) -> None:
+def signal_process(seen: Seen, number: signal.Signals) -> None:
     """Send a signal through a pidfd, so that it cannot reach another process that got the same pid."""
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(seen.pid)
     except ProcessLookupError:
         return
     try:
-        if any(naming_text in word for word in command_line(pid)):
+        if command_line(seen.pid) == seen.words:
             signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         return

@@ -82,7 +82,9 @@ class FleetCA:
         start = datetime.fromtimestamp(now, UTC)
         builder = (
             _builder(names, self._certificate.subject, key.public_key(), start, timedelta(days=days))
-            .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False
+            )
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         )
         return self._finish(builder, key.public_key()).pem, _private_pem(key)
@@ -93,7 +95,8 @@ class FleetCA:
         builder = (
             _builder(x509.Name([]), self._certificate.subject, key, start, timedelta(seconds=lifetime_s))
             .add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"instar://node/{node}")]), critical=True
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"instar://node/{node}")]),
+                critical=True,
             )
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         )
@@ -109,7 +112,9 @@ class FleetCA:
             .sign(self._key, hashes.SHA256())
         )
         pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-        return Issued(pem, serial_text(certificate.serial_number), certificate.not_valid_after_utc.timestamp())
+        return Issued(
+            pem, serial_text(certificate.serial_number), certificate.not_valid_after_utc.timestamp()
+        )
 
 
 def check_csr(pem: str) -> NodeKey:

@@ -46,7 +46,9 @@ def plain_errors() -> Iterator[None]:
 @app.command()
 def init(
     data: Data,
-    host: Annotated[list[str], typer.Option(help="A name or address that nodes reach the server by; first the main one.")],
+    host: Annotated[
+        list[str], typer.Option(help="A name or address that nodes reach the server by; first the main one.")
+    ],
     root: Annotated[Path, typer.Option(help="The signed root metadata (instarctl keys).")],
     online: Annotated[Path, typer.Option(help="Folder with the online keys snapshot.key and timestamp.key.")],
     bind: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
@@ -111,9 +113,13 @@ def run(
     gateway_port: Annotated[int | None, typer.Option(help="Port for nodes; 0: any free one.")] = None,
     api_port: Annotated[int | None, typer.Option(help="Port for operators; 0: any free one.")] = None,
     bind: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    insecure_http: Annotated[bool | None, typer.Option("--insecure-http", help="API without TLS; loopback only.")] = None,
+    insecure_http: Annotated[
+        bool | None, typer.Option("--insecure-http", help="API without TLS; loopback only.")
+    ] = None,
     ping_s: Annotated[float | None, typer.Option(help="How often nodes ping, in seconds.")] = None,
-    look_floor_s: Annotated[float | None, typer.Option(help="Least time between two looks of a node.")] = None,
+    look_floor_s: Annotated[
+        float | None, typer.Option(help="Least time between two looks of a node.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
     """Run the server until SIGTERM or SIGINT."""

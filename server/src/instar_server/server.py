@@ -69,7 +69,9 @@ class Server:
         self._wire()
         await self._standing.warm()
         self.gateway_port = await self._gateway.start(settings.bind, settings.gateway_port, self._tls)
-        self._programs.server = settings.public_gateway or f"https://{url_host(settings.hosts[0])}:{self.gateway_port}"
+        self._programs.server = (
+            settings.public_gateway or f"https://{url_host(settings.hosts[0])}:{self.gateway_port}"
+        )
         self.api_port = await self._web.start(settings.bind, settings.api_port)
         work = (self._observations.run(), self._channels.sweep(), self._gateway.tend(), self._scheduler.run())
         self._tasks = [asyncio.create_task(each) for each in work]
@@ -115,8 +117,8 @@ class Server:
         self._gateway = Gateway(self._standing, calls, Artifacts(self.repository), self._channels, now)
         self._programs = Programs(self.repository, releases, wishes, self._ca.pem)
         services = WebServices(
-            Access(database, now, chance), Fleet(database, presence, self._observations), enrolment, wishes, history, self._standing,
-            releases, self.repository, self._programs, bus, presence, database, self.layout.uploads,
+            Access(database, now, chance), Fleet(database, presence, self._observations), enrolment, wishes,
+            history, self._standing, releases, self.repository, self._programs, bus, presence, database,
             settings.max_upload, now,
         )  # fmt: skip
         certificate = None if settings.insecure_http else self.layout.certificate

@@ -1,15 +1,15 @@
 """What an operator may set, and where things lie below the data folder.
 
-    <data>/
-      server.toml            what this file reads; made by `init`
-      ca/   ca.pem key.pem   the fleet's certificate authority
-      tls/  server.pem       the server's own key and certificate
-      trust/                 the signed repository (instar_server.trust)
-      online/                the keys of the snapshot and timestamp roles
-      server.db              the database
-      uploads/               only while something is uploaded
-      admin.token            the first API token
-      run/ports.json         where the running server listens
+<data>/
+  server.toml            what this file reads; made by `init`
+  ca/   ca.pem key.pem   the fleet's certificate authority
+  tls/  server.pem       the server's own key and certificate
+  trust/                 the signed repository (instar_server.trust)
+  online/                the keys of the snapshot and timestamp roles
+  server.db              the database
+  uploads/               only while something is uploaded
+  admin.token            the first API token
+  run/ports.json         where the running server listens
 """
 
 from __future__ import annotations
@@ -55,10 +55,6 @@ class Layout:
     @property
     def database(self) -> Path:
         return self.data / "server.db"
-
-    @property
-    def uploads(self) -> Path:
-        return self.data / "uploads"
 
     @property
     def admin_token(self) -> Path:
@@ -107,7 +103,8 @@ def load(layout: Layout, **changes: Any) -> Settings:
             values = tomllib.load(file)
     except FileNotFoundError:
         raise InputError(
-            "not-initialised", f"cannot read {layout.config}: run 'instar-server init --data {layout.data}' first"
+            "not-initialised",
+            f"cannot read {layout.config}: run 'instar-server init --data {layout.data}' first",
         ) from None
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError("bad-settings", f"cannot read {layout.config}: {error}") from error
@@ -118,22 +115,31 @@ def load(layout: Layout, **changes: Any) -> Settings:
 def check(values: dict[str, Any], where: str) -> Settings:
     """Settings from plain values, each of the right type and inside its bounds."""
     defaults = Settings()
-    for name, value in values.items():
+    for name in tuple(values):
+        value = values[name]
         if name not in Settings.__dataclass_fields__:
             raise InputError("bad-settings", f"cannot use {where}: {name!r} is not a setting")
         wanted = type(getattr(defaults, name))
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
             values[name] = value = float(value)
         if type(value) is not wanted:
-            raise InputError("bad-settings", f"cannot use {where}: expected {name} as {wanted.__name__}, got {value!r}")
+            raise InputError(
+                "bad-settings", f"cannot use {where}: expected {name} as {wanted.__name__}, got {value!r}"
+            )
+        if wanted is list and not all(isinstance(item, str) for item in value):
+            raise InputError("bad-settings", f"cannot use {where}: expected {name} as texts, got {value!r}")
         low, high = _BOUNDS.get(name, (0, 0))
         if name in _BOUNDS and not low <= value <= high:
-            raise InputError("bad-settings", f"cannot use {where}: expected {name} in {low:g}..{high:g}, got {value}")
+            raise InputError(
+                "bad-settings", f"cannot use {where}: expected {name} in {low:g}..{high:g}, got {value}"
+            )
     settings = Settings(**values)
-    if not settings.hosts or not all(isinstance(host, str) and host for host in settings.hosts):
+    if not settings.hosts or not all(settings.hosts):
         raise InputError("bad-settings", f"cannot use {where}: expected at least one host name")
     if settings.insecure_http and settings.bind not in ("127.0.0.1", "::1", "localhost"):
-        raise InputError("bad-settings", f"cannot use {where}: insecure_http is for loopback only, got {settings.bind}")
+        raise InputError(
+            "bad-settings", f"cannot use {where}: insecure_http is for loopback only, got {settings.bind}"
+        )
     return settings
 
 

@@ -87,14 +87,14 @@ class Demo:
         program = self._build(step)
         archive = self.fleet.server.publish(program)
         if step is STEPS[0]:
-            self.fleet.server.want(step.version, LINES, GROUP)
+            self.fleet.server.want(step.version, step.lines, GROUP)
             self.fleet.add_nodes(program, SETTINGS)
             self._wait_all(lambda node, seen: runs(seen, program), f"every node on {step.version}")
             entry.outcome, entry.reason = "installed", "enrolled with a token"
         else:
             if step.altered:
                 self.fleet.server.alter(archive)
-            self.fleet.server.want(step.version, LINES, GROUP)
+            self.fleet.server.want(step.version, step.lines, GROUP)
             if step.moves:
                 self._wait_all(lambda node, seen: runs(seen, program), f"every node on {step.version}")
                 entry.outcome, entry.reason = "updated", "rehearsed, on trial, confirmed"
@@ -169,12 +169,12 @@ class Demo:
             )
 
     def _why(self, step: Step) -> str:
-        """The reason that most nodes give, in one line."""
+        """The reason that most nodes give in their own history, in one line."""
         found = Counter(
-            one_line(event["reason_text"])
+            one_line(change["reason"]["text"])
             for node in self.fleet.nodes
-            for event in self.fleet.server.history(node.id)
-            if event["version"] == step.version and event["phase"] == "reverted"
+            for change in node.history()
+            if change["version"] == step.version and change["reason"]
         )
         return found.most_common(1)[0][0] if found else ""
 

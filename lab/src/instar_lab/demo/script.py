@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from instar.host.layout import LINES
+
 GOOD = "1.1.0"
+AGENT = ("agent",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +26,24 @@ class Step:
     altered: bool = False
     moves: bool = False
     trial: bool = False
+    lines: tuple[str, ...] = LINES
 
 
 STEPS = (
     Step("install", "1.0.0", "nodes are installed with 1.0.0 and enrol", moves=True),
     Step("update", GOOD, "a sound release", moves=True, trial=True),
     Step("does not start", "1.2.0", "it ends at once with an error", variant="does-not-start"),
-    Step("hangs", "1.3.0", "it starts, does nothing, and ignores TERM", variant="hangs"),
-    Step("wrong reply", "1.4.0", "its rehearsal job gives a wrong answer", variant="wrong-reply"),
+    Step("hangs", "1.3.0", "it starts, does nothing, and ignores TERM", variant="hangs", lines=AGENT),
+    Step(
+        "wrong reply", "1.4.0", "its rehearsal job gives a wrong answer", variant="wrong-reply", lines=AGENT
+    ),
     Step(
         "crashes when active",
         "1.5.0",
         "it rehearses well, and aborts a second after activation",
         variant="crashes-once-activated",
         trial=True,
+        lines=AGENT,
     ),
     Step("altered", "1.6.0", "a byte of it was changed after it was signed", altered=True),
 )

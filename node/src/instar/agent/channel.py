@@ -13,7 +13,7 @@ from typing import Protocol
 
 from instar.agent.link import Link, Refusal, Unusable
 from instar.core.backoff import Backoff
-from instar.core.errors import InputError, InstarError, ServerUnreachable
+from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable
 from instar.wire.messages import (
     HELLO_WITHIN_S,
     Ack,
@@ -167,18 +167,24 @@ class Channel:
                 raise ServerUnreachable("server-silent", text)
             came = await link.receive(max(0.001, min(next_ping, next_health, dead) - now))
 
+    def _take(self, link: Link, job: Job) -> None:
+        try:
+            self._duties.job(job)
+        except InputError as error:
+            log.warning("a job from the server: %s", error.text)
+            link.send(Error(error.code, error.text))
+
     def _heed(self, link: Link, message: Message | Unusable) -> None:
         """Obey one message. What cannot be obeyed is answered with an `error`; the connection stays."""
         if isinstance(message, Unusable):
             log.warning("a frame from the server: %s (%s)", message.problem.text, message.problem.code)
         elif isinstance(message, Job):
-            try:
-                self._duties.job(message)
-            except InputError as error:
-                log.warning("a job from the server: %s", error.text)
-                link.send(Error(error.code, error.text))
+            self._take(link, message)
         elif isinstance(message, Ack):
-            self._duties.acknowledged(message.id)
+            try:
+                self._duties.acknowledged(message.id)
+            except MachineError as error:  # then its result is sent again after the next start
+                log.error("an ack from the server: %s", error.text)
         elif isinstance(message, Look):
             self._duties.look(message.reason)
         elif isinstance(message, Ping):

@@ -10,6 +10,7 @@ import ssl
 import threading
 from binascii import b2a_base64
 from dataclasses import dataclass
+from typing import Any
 
 from instar.agent.node import Address
 from instar.core.errors import ServerUnreachable
@@ -39,25 +40,33 @@ class Dialer:
         context = client_context(self.layout.ca, self.layout.certificate, self.layout.key)
         try:
             async with asyncio.timeout(within_s):
-                return await self._dial(context)
+                return await self._dial(context, within_s)
         except TimeoutError as error:
             raise self._unreachable(f"no connection within {within_s:g} s") from error
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             raise self._unreachable(_words(error)) from error
 
-    async def _dial(self, context: ssl.SSLContext) -> Stream:
+    async def _dial(self, context: ssl.SSLContext, within_s: float) -> Stream:
+        """Each address in turn; none may use up the others' time."""
         first = self.proxy or self.server
         problem: OSError | None = None
-        for place in await resolve(first.host, first.port):
+        places = await resolve(first.host, first.port)
+        for place in places:
             try:
-                if self.proxy is None:
+                async with asyncio.timeout(within_s / len(places)):
+                    if self.proxy is not None:
+                        return await self._through_proxy(place, context, self.proxy)
                     return await asyncio.open_connection(
-                        *place, ssl=context, server_hostname=self.server.host, limit=STREAM_LIMIT
+                        *place, ssl=context, server_hostname=self._tls_name, limit=STREAM_LIMIT
                     )
-                return await self._through_proxy(place, context, self.proxy)
-            except OSError as error:
+            except OSError as error:  # TimeoutError is one
                 problem = error
         raise problem or OSError(f"{first.host} has no address")
+
+    @property
+    def _tls_name(self) -> Any:
+        """In bytes, which ssl takes as they are. A str it encodes by 'idna', whose tables take 700 KiB."""
+        return self.server.host.encode("ascii")
 
     async def _through_proxy(self, place: tuple[str, int], context: ssl.SSLContext, proxy: Address) -> Stream:
         reader, writer = await asyncio.open_connection(*place, limit=STREAM_LIMIT)
@@ -68,7 +77,7 @@ class Dialer:
             if not answer.startswith(b"HTTP/1.") or status != [b"200"] or len(answer) > PROXY_ANSWER:
                 got = b" ".join(status)[:20].decode("ascii", "replace") or "no HTTP"
                 raise OSError(f"expected 200 from the proxy, got {got}")
-            await writer.start_tls(context, server_hostname=self.server.host)
+            await writer.start_tls(context, server_hostname=self._tls_name)
         except BaseException:
             writer.transport.abort()
             raise

@@ -8,6 +8,7 @@ that a long job cannot hold up a verdict.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -132,13 +133,14 @@ class Jobs:
             try:
                 result = await run_job(job, self._command, self._cwd)
             except asyncio.CancelledError:
-                lane.store.finish(Result(job.id, ok=False, reason=STOPPED))
+                with contextlib.suppress(InstarError):  # the next start ends it as interrupted
+                    lane.store.finish(Result(job.id, ok=False, reason=STOPPED))
                 raise
             try:
                 lane.store.finish(result)
             except InputError as error:  # too large for a frame after all
                 lane.store.finish(Result(job.id, ok=False, exit_code=result.exit_code, reason=error.text))
-        except (InstarError, OSError) as error:
+        except InstarError as error:
             log.error("job %s: %s", job.id, error)
             self._send(Result(job.id, ok=False, reason=f"cannot run job: {error}"))
             return

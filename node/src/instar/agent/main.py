@@ -13,14 +13,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from instar.agent import logs
 from instar.agent.channel import Channel
 from instar.agent.dial import Dialer
 from instar.agent.jobs import Jobs
 from instar.agent.link import Link, open_link
 from instar.agent.local_api import LocalApi
 from instar.agent.node import load_node
-from instar.agent.program import Program, running_program
 from instar.agent.rehearse import rehearse
 from instar.agent.renew import Renewer
 from instar.agent.resident import Resident, first_to_end, make_hello
@@ -29,17 +27,21 @@ from instar.agent.wake import Waker
 from instar.agent.watch import watch_updater
 from instar.core.backoff import Backoff
 from instar.core.errors import InputError, InstarError, MachineError
-from instar.host import processes
+from instar.host import logs, processes
 from instar.host.clock import Clock
 from instar.host.files import make_folder
+from instar.host.interpreter import command
 from instar.host.layout import Layout
 from instar.host.locks import RoleLock
+from instar.host.points import reach
+from instar.host.program import Program, running_program
 
 USAGE = (
     "usage: instar agent --state DIR [--log text|json] [--lock-within SECONDS], "
     "or instar agent --rehearse --state DIR --tx TX [--within SECONDS]"
 )
 LOCK_WITHIN_S = 10.0  # an old agent that is being stopped needs a moment
+END_WITHIN_S = 6.0  # for a part to end once it is cancelled
 JOB_GRACE_S = 2.0  # for a running job, when we are told to stop
 RECONNECT = (0.5, 2.0, 30.0)  # floor, factor, cap, in seconds
 RENEW_RETRY = (60.0, 2.0, 3600.0)
@@ -59,6 +61,7 @@ def main(argv: list[str]) -> int:
         make_folder(layout.run, 0o700)
         with RoleLock(layout.role_lock("agent")) as lock:
             lock.acquire(args.lock_within)
+            reach("agent:locked")
             asyncio.run(_reside(layout, program))
     except InstarError as error:
         print(f"{error.text} ({error.code})", file=sys.stderr, flush=True)
@@ -98,9 +101,9 @@ async def _reside(layout: Layout, program: Program) -> None:
         {"status": agent.answer_status, "health": agent.answer_health, "look": agent.answer_look},
     )
     await api.open()
+    reach("agent:ready")
     log.info("agent %s of %s runs as %s", program.version, program.digest[:12], node.id)
-    launcher = [sys.executable, "-I", "-S", str(layout.launcher)]
-    guard = [*launcher, "guard", "updater", "--state", str(layout.state)]
+    guard = command(layout.launcher, "guard", "updater", "--state", str(layout.state))
     tasks = [
         asyncio.create_task(channel.run(), name="channel"),
         asyncio.create_task(jobs.run(), name="jobs"),
@@ -116,7 +119,7 @@ async def _reside(layout: Layout, program: Program) -> None:
         api.close()
         for task in reversed(tasks):  # the channel last: it can still carry what the others leave
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=END_WITHIN_S)
 
 
 def _record(layout: Layout, program: Program, clock: Clock) -> None:

@@ -12,8 +12,8 @@ from typing import TypeVar
 from instar.agent.dial import Dialer
 from instar.agent.jobs import run_job
 from instar.agent.link import Incoming, Link, open_link
-from instar.agent.program import Program
 from instar.core.errors import InstarError, ReleaseError, ServerRefused, ServerUnreachable
+from instar.host.program import Program
 from instar.wire.messages import Ack, Hello, Job, Ping, Pong, Refused, Result, Welcome
 
 Kind = TypeVar("Kind", Welcome, Job, Ack, Refused)

@@ -12,11 +12,12 @@ from typing import Any
 from instar.agent.channel import Channel
 from instar.agent.jobs import Jobs
 from instar.agent.node import Node, trial_tx
-from instar.agent.program import Program
 from instar.agent.renew import Renewer
 from instar.agent.wake import Waker
 from instar.host.clock import Clock
 from instar.host.layout import Layout
+from instar.host.points import reach
+from instar.host.program import Program
 from instar.wire.messages import PROTOCOL, Health, Hello, Job
 
 FEATURES = ["jobs"]
@@ -74,6 +75,7 @@ class Resident:
         return Health(ok=True, modules={}, facts=facts)
 
     def welcomed(self) -> None:
+        reach("agent:welcomed")
         self.jobs.resend()
 
     def look(self, reason: str) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 from instar.core.errors import InputError, InstarError
-from instar.host.files import make_folder, remove, write_atomic
+from instar.host.files import DISK, failed, make_folder, remove, write_atomic
+from instar.host.points import reach
 from instar.wire.codec import decode, encode
 from instar.wire.messages import Job, Result
 
@@ -121,16 +122,19 @@ class DiskStore:
         write_atomic(self._folder / "inbox" / name, encode(job).encode(), 0o600)
         self._next += 1
         self._inbox[job.id] = name
+        reach("job:received")
 
     def start(self, job_id: str) -> None:
         name = self._inbox[job_id]
         self._move(f"inbox/{name}", f"running/{name}")
         self._running[job_id] = self._inbox.pop(job_id)
+        reach("job:started")
 
     def finish(self, result: Result) -> None:
         write_atomic(self._folder / "outbox" / f"{result.id}.json", encode(result).encode(), 0o600)
         if result.id not in self._outbox:
             self._outbox.append(result.id)
+        reach("job:finished")
         self._drop_job(result.id)
 
     def acknowledged(self, job_id: str) -> None:
@@ -169,13 +173,12 @@ class DiskStore:
 
     def _move(self, old: str, new: str) -> None:
         source, target = self._folder / old, self._folder / new
-        os.rename(source, target)
-        for folder in (target.parent, source.parent):
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        try:
+            DISK.rename(source, target)
+            DISK.sync_folder(target.parent)
+            DISK.sync_folder(source.parent)
+        except OSError as error:
+            raise failed("move", source, error) from error
 
     def _names(self, folder: str) -> dict[str, str]:
         """Job id → file name, in the order of arrival."""
@@ -196,9 +199,10 @@ class DiskStore:
             found = decode(path.read_bytes())
             if isinstance(found, (Job, Result)):
                 return found
-        except InstarError:
+        except (OSError, InstarError):
             pass
-        os.replace(path, path.with_suffix(".unreadable"))
+        with contextlib.suppress(OSError):
+            os.replace(path, path.with_suffix(".unreadable"))
         return None
 
 

@@ -19,6 +19,7 @@ from instar.host.sockets import ask
 
 UP_S = 10.0
 POLL_S = 0.05
+ASK_AGAIN_S = 1.0
 
 
 def start(args: argparse.Namespace) -> dict[str, Any]:
@@ -26,16 +27,17 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
     layout, clock = Layout(args.state), Clock()
     read_node(layout)
     services = services_of(layout, clock)
-    for role in LINES:
-        services.start(role)
-    end = clock.monotonic() + UP_S
-    while not (running := _running(layout, clock)).issuperset(LINES):
+    end, ask_again = clock.monotonic() + UP_S, 0.0
+    while absent := sorted(set(LINES) - _running(layout, clock)):
+        if clock.monotonic() >= ask_again:
+            for role in absent:
+                services.start(role)
+            ask_again = clock.monotonic() + ASK_AGAIN_S
         if clock.monotonic() > end:
-            absent = ", ".join(sorted(set(LINES) - running))
-            text = f"cannot start the {absent} within {UP_S:g} s; its words are in {layout.run}"
+            text = f"cannot start the {absent[0]} within {UP_S:g} s; its words are in {layout.run}"
             raise MachineError("not-started", text)
         time.sleep(POLL_S)
-    return {"running": sorted(running)}
+    return {"running": sorted(LINES)}
 
 
 def stop(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,12 +6,12 @@ The updater has a unit of its own: it must not die with the agent that it replac
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 from instar.core.errors import MachineError
 from instar.host.files import remove, write_atomic
-from instar.host.layout import Layout
+from instar.host.interpreter import command
+from instar.host.layout import LINES, Layout
 
 FOLDER = Path("/etc/systemd/system")
 RUNNING = Path("/run/systemd/system")  # there if and only if systemd is the service manager, sd_booted(3)
@@ -24,7 +24,7 @@ After=network.target
 StartLimitIntervalSec=0
 
 [Service]
-ExecStart={python} -I -S {launcher} launch agent --state {state}
+ExecStart={agent}
 Restart=always
 RestartSec=200ms
 TimeoutStopSec=5s
@@ -46,7 +46,7 @@ After=network.target
 StartLimitIntervalSec=0
 
 [Service]
-ExecStart={python} -I -S {launcher} launch updater --state {state}
+ExecStart={updater}
 Restart=on-failure
 RestartSec=200ms
 TimeoutStopSec=10s
@@ -96,7 +96,9 @@ def systemd_runs() -> bool:
 
 def write_units(layout: Layout, folder: Path = FOLDER) -> None:
     """Write, load and enable the units; the socket is listened on when this returns."""
-    words = {"python": sys.executable, "launcher": layout.launcher, "state": layout.state}
+    words = {"state": str(layout.state)}
+    for role in LINES:
+        words[role] = " ".join(command(layout.launcher, "launch", role, "--state", str(layout.state)))
     for name, text in UNITS.items():
         write_atomic(folder / name, text.format(**words).encode())
     _systemctl("daemon-reload")

@@ -80,10 +80,9 @@ def encode(record: Record) -> bytes:
 def decode_line(line: bytes) -> Record:
     """One whole line without its newline. Raises InputError `bad-record`."""
     try:
-        crc, text = line[:8], line[9:]
-        if line[8:9] != b" " or int(crc, 16) != zlib.crc32(text):
+        if not _is_whole(line):
             raise ValueError("its checksum does not fit")
-        body = json.loads(text)
+        body = json.loads(line[9:])
         if body["v"] != SCHEMA:
             raise ValueError(f"expected schema {SCHEMA}, got {body['v']}")
         reason = body["reason"]
@@ -99,6 +98,14 @@ def decode_line(line: bytes) -> Record:
         raise InputError("bad-record", f"cannot read a journal record: {error}") from None
 
 
+def _is_whole(line: bytes) -> bool:
+    """Whether the checksum fits. A whole line that cannot be read is no torn one: it is of a newer schema."""
+    try:
+        return line[8:9] == b" " and int(line[:8], 16) == zlib.crc32(line[9:])
+    except ValueError:
+        return False
+
+
 def decode(data: bytes) -> tuple[list[Record], int]:
     """All whole records, and how many bytes of `data` they take; a torn last line is left out.
 
@@ -111,7 +118,7 @@ def decode(data: bytes) -> tuple[list[Record], int]:
         try:
             records.append(decode_line(line))
         except InputError:
-            if number == len(lines) - 2 and not lines[-1]:
+            if number == len(lines) - 2 and not lines[-1] and not _is_whole(line):
                 break  # the last line, newline and all, was torn in its middle
             raise
         used += len(line) + 1

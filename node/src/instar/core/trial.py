@@ -7,7 +7,9 @@ either, the network is at fault, and the lease is stretched up to its cap.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from instar.core.journal import Reason
 
@@ -52,6 +54,13 @@ class Health:
             if state == "ok" and now != "ok":
                 return f"module {name} was ok before, and is {now} now"
         return ""
+
+
+def read_health(said: Mapping[str, Any]) -> Health:
+    """The health in an agent's answer. What is not of the right form counts as not told."""
+    modules = said.get("modules")
+    told = modules if isinstance(modules, dict) else {}
+    return Health(bool(said.get("connected")), {str(name): str(state) for name, state in told.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from instar.core.errors import MachineError
+from instar.host.interpreter import command
 from instar.host.processes import wait_gone
 
 MOST_BYTES = 262_144  # kept of each of stdout and stderr: the head of the first, the tail of the second
@@ -47,7 +47,7 @@ class Ended:
 
 def run_program(program: Path, arguments: list[str], within_s: float) -> Ended:
     """Run one entry of an Instar program. Raises MachineError `cannot-run` when it cannot be started."""
-    return run([sys.executable, "-I", "-S", str(program), *arguments], within_s)
+    return run(command(program, *arguments), within_s)
 
 
 def run(command: list[str], within_s: float) -> Ended:

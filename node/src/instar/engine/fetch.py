@@ -102,7 +102,10 @@ def _more(
     with source.stream(path, have) as (resumed, chunks):
         if have and not resumed:
             have = 0
-        fd = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fd = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise failed("write", into, error) from error
         try:
             os.ftruncate(fd, have)
             os.lseek(fd, have, os.SEEK_SET)

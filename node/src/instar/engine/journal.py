@@ -95,19 +95,25 @@ class Journals:
     def _open(self, path: Path) -> Journal | None:
         journal, used, size = self._read(path)
         if journal is None:
-            os.replace(path, path.with_suffix(".unreadable"))
+            if used < 0:
+                os.replace(path, path.with_suffix(".unreadable"))
+            else:
+                self._disk.unlink(path)  # a power cut tore its first record: nothing was begun
             return None
         if used < size:
             self._disk.truncate(path, used)
         return journal
 
     def _read(self, path: Path) -> tuple[Journal | None, int, int]:
+        """The journal, how many of its bytes are whole (-1: it cannot be read), and its size."""
         try:
             data = path.read_bytes()
             found, used = records.decode(data)
+            if not found:
+                return None, 0, len(data)
             return Journal(path, self._clock, self._disk, found), used, len(data)
         except (InputError, OSError):
-            return None, 0, 0
+            return None, -1, 0
 
 
 def moment(clock: Clock) -> Moment:
@@ -115,7 +121,10 @@ def moment(clock: Clock) -> Moment:
 
 
 def _write(disk: Disk, path: Path, data: bytes) -> None:
+    size = path.stat().st_size if path.exists() else 0
     try:
         disk.append(path, data, 0o600)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            disk.truncate(path, size)  # half a record must not come to lie before the next one
         raise failed("write", path, error) from error

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from pathlib import Path
 
 from instar.core.errors import MachineError
@@ -65,6 +64,8 @@ class Disk:
 
     def remove_tree(self, path: Path) -> None:
         """Remove a folder and all below it, without following links; nothing is synced."""
+        import shutil  # brings the compressors with it, which a resident must not carry
+
         shutil.rmtree(path)
 
     def sync_folder(self, path: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from instar.core.errors import MachineError, ReleaseError
-from instar.core.releases import is_release_name
+from instar.core.releases import is_release_name, version_key, version_of
 from instar.host.files import DISK, Disk, point_link, remove, remove_tree, write_atomic
 from instar.host.layout import LineLayout
 from instar.host.locks import RoleLock
@@ -56,11 +56,12 @@ class Line:
         return _named_by(self.layout.previous)
 
     def names(self) -> list[str]:
-        """All release folders, valid or not, oldest version of the name first."""
+        """All release folders, valid or not, lowest version first."""
         try:
-            return sorted(n for n in os.listdir(self.layout.releases) if is_release_name(n))
+            names = [n for n in os.listdir(self.layout.releases) if is_release_name(n)]
         except FileNotFoundError:
             return []
+        return sorted(names, key=lambda n: (version_key(version_of(n)), n))
 
     def check(self, release: str) -> None:
         """Compare every file of a release with its manifest. Raises ReleaseError `release-damaged`."""

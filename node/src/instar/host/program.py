@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from instar.host import interpreter
 from instar.trust.program import program_digest
 from instar.version import VERSION
 
@@ -21,7 +21,7 @@ class Program:
 
     def command(self, entry: str, *args: str) -> list[str]:
         """The command line that starts `entry` of this very program."""
-        return [sys.executable, "-I", "-S", str(self.path), entry, *args]
+        return interpreter.command(self.path, entry, *args)
 
     def header(self, role: str) -> str:
         """The value of `Instar-Program` (docs/protocol.md)."""

@@ -12,7 +12,7 @@ from instar.core.errors import InputError, MachineError
 from instar.core.journal import Reason
 from instar.core.quarantine import Entry
 from instar.core.settings import Settings, read_settings
-from instar.host.files import write_atomic
+from instar.host.files import DISK, Disk, write_atomic
 from instar.host.layout import Layout
 
 
@@ -70,6 +70,6 @@ def read_quarantine(path: Path) -> dict[str, Entry]:
         return {}
 
 
-def write_quarantine(path: Path, entries: dict[str, Entry]) -> None:
+def write_quarantine(path: Path, entries: dict[str, Entry], disk: Disk = DISK) -> None:
     body = {"v": 1, "entries": {name: asdict(entry) for name, entry in entries.items()}}
-    write_atomic(path, json.dumps(body).encode(), 0o600)
+    write_atomic(path, json.dumps(body).encode(), 0o600, disk)

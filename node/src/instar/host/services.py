@@ -10,18 +10,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Protocol
 
 from instar.core.errors import MachineError
 from instar.host import processes
 from instar.host.clock import Clock
+from instar.host.interpreter import command
 from instar.host.layout import LINES, Layout
 from instar.host.locks import RoleLock
 
 GRACE_S = 5.0
 SYSTEMCTL_S = 60.0
+KEEPER_UP_S = 3.0
 
 
 class Services(Protocol):
@@ -89,10 +91,17 @@ class ByHand:
         """Nudge the keeper to start what does not run, without its wait; start one unless one is there."""
         if not RoleLockProbe(self.layout.role_lock("keep")).held():
             spawn_keeper(self.layout)
+            self._wait_kept()
             return
         keeper = processes.recorded(self.layout.process("keep"))
         if keeper is not None:
             processes.send(keeper, self.clock.boot_id(), signal.SIGHUP)
+
+    def _wait_kept(self) -> None:
+        """Wait, with a bound, until the new keeper has its lock: a second one would find it taken."""
+        end = self.clock.monotonic() + KEEPER_UP_S
+        while not RoleLockProbe(self.layout.role_lock("keep")).held() and self.clock.monotonic() < end:
+            time.sleep(0.01)
 
     def _end(self, role: str) -> None:
         process = processes.recorded(self.layout.process(role))
@@ -119,7 +128,7 @@ def spawn_keeper(layout: Layout) -> None:
     log = os.open(layout.run / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         subprocess.Popen(
-            [sys.executable, "-I", "-S", str(layout.launcher), "keep", "--state", str(layout.state)],
+            command(layout.launcher, "keep", "--state", str(layout.state)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -35,9 +35,10 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]
         answer = json.loads(line)
         if not isinstance(answer, dict):
             raise ValueError("the answer is not an object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MachineError("no-answer", f"cannot ask {path.name}: {str(error) or 'no answer'}") from None
     if not answer.get("ok"):
-        fault = answer.get("error") or {}
+        said = answer.get("error")
+        fault = said if isinstance(said, dict) else {}
         raise InstarError(str(fault.get("code", "refused")), str(fault.get("text", "it said no")))
     return answer

@@ -33,6 +33,8 @@ from instar.host.layout import Layout
 from instar.host.transport import Endpoint, Transport
 from instar.oneshot import diet
 from instar.trust.paths import check_path
+from instar.trust.program import program_digest
+from instar.version import VERSION
 
 KINDS: dict[str, str] = {"stale-mirror": "stale", "no-such-target": "absent"}
 KIND_OF_CLASS: tuple[tuple[type[InstarError], str], ...] = (
@@ -100,9 +102,19 @@ def _fetch_by(transport: Transport) -> Callable[[str], bytes]:
 
 
 def _endpoint(layout: Layout, server: str, options: argparse.Namespace) -> Endpoint:
+    program = options.program or _own_header()
     return Endpoint(
-        server, layout.ca, layout.certificate, layout.key, options.proxy, options.program, options.timeout
+        server, layout.ca, layout.certificate, layout.key, options.proxy, program, options.timeout
     )
+
+
+def _own_header() -> str:
+    """The Instar-Program header for the program file that the interpreter was given."""
+    try:
+        data = Path(sys.argv[0]).read_bytes()
+    except OSError as error:
+        raise MachineError("no-program", f"cannot read {sys.argv[0]}: {error.strerror}") from error
+    return f"updater {VERSION} {program_digest(data)}"
 
 
 def _server_of(layout: Layout) -> str:
@@ -124,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
         help="https://host:port; several are tried in turn (default: the node's own)",
     )
     parser.add_argument("--proxy", default="", help="http://host:port")
-    parser.add_argument("--program", default="", help="value of the Instar-Program header")
+    parser.add_argument(
+        "--program", default="", help="value of the Instar-Program header (default: of this file)"
+    )
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds for each answer (default 20)")
     return parser
 

@@ -31,16 +31,21 @@ def guard(layout: Layout, role: str, clock: Clock) -> str:
     lock.acquire(LOCK_WAIT_S)
     with lock:
         trial = trials.read(line)
-        if trial is None or trial.confirmed or trial.release != line.current():
+        if trial is None or trial.confirmed:
             return ""
-        why = trial.undone.text if trial.undone else trials.lapsed(trial, clock)
+        active = trial.release == line.current()
+        why = trial.undone.text if trial.undone else trials.lapsed(trial, clock) if active else ""
         if not why:
             return ""
         trials.undo(line, trial, Reason("lease-lapsed", why))
+        moved = active and line.current() != trial.release
     process = processes.recorded(layout.process(role))
-    if process is not None and process.release == trial.release:
-        processes.stop(process, clock.boot_id(), GRACE_S)
-    return why
+    ended = "gone"
+    if process is not None and process.release == trial.release != line.current():
+        ended = processes.stop(
+            process, clock.boot_id(), GRACE_S
+        )  # also if a kill came right before, last time
+    return why if moved or ended != "gone" else ""
 
 
 def main(argv: list[str]) -> int:

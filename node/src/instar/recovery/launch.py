@@ -17,6 +17,7 @@ from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.journal import Reason
 from instar.host import processes, trials
 from instar.host.clock import Clock
+from instar.host.interpreter import command
 from instar.host.layout import LINES, Layout
 from instar.host.line import Line
 from instar.host.points import reach
@@ -80,8 +81,8 @@ def become(layout: Layout, role: str, clock: Clock) -> None:
     release = choose(Line(layout.line(role)), clock)
     processes.record(layout.process(role), processes.this_process(clock.boot_id(), release))
     reach(f"launch:{role}:recorded")
-    program = str(Line(layout.line(role)).program(release))
-    os.execv(sys.executable, [sys.executable, "-I", "-S", program, role, "--state", str(layout.state)])
+    words = command(Line(layout.line(role)).program(release), role, "--state", str(layout.state))
+    os.execv(words[0], words)
 
 
 def main(argv: list[str]) -> int:

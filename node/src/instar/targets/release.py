@@ -17,7 +17,7 @@ from instar.core.journal import Progress, Reason
 from instar.core.recovery import Observation
 from instar.core.releases import Release, version_of
 from instar.core.transaction import DEADLINE_S, Step
-from instar.core.trial import Lease
+from instar.core.trial import Lease, read_health
 from instar.engine.children import run_program
 from instar.engine.fetch import Limits, fetch
 from instar.engine.target import Failed, Notes, NotNow, Outcome
@@ -118,7 +118,8 @@ class ReleaseTarget:
         if "before" not in progress.data:
             notes.note({"before": self.health_before()})
         with self._locked():
-            if trials.read(self.line) is None:
+            trial = trials.read(self.line)
+            if trial is None or trial.tx != begin.tx:  # one left by a journal that was lost is nobody's
                 trials.write(self.line, self._new_trial(progress))
             reach("activate:trial")
             self.line.activate(begin.release.name, fallback=begin.origin)
@@ -180,7 +181,8 @@ class ReleaseTarget:
             answer = ask(self.kit.layout.socket("agent"), {"do": "health"}, HEALTH_WAIT_S)
         except InstarError:
             return {"connected": False, "modules": {}}
-        return {"connected": bool(answer.get("connected")), "modules": answer.get("modules") or {}}
+        health = read_health(answer)
+        return {"connected": health.connected, "modules": health.modules}
 
     def commit(self, progress: Progress) -> None:
         """Decide for good that the trial is passed. The first of this and an undo wins (host/trials.py)."""
@@ -233,4 +235,5 @@ class ReleaseTarget:
         if old is not None and old.since >= progress.began.wall:
             return  # this failure is counted already: a kill came before its outcome was written
         now = self.kit.clock.wall()
-        write_quarantine(path, quarantine.add(entries, name, version_of(release), reason, now))
+        entries = quarantine.add(entries, name, version_of(release), reason, now)
+        write_quarantine(path, entries, self.kit.disk)

@@ -11,7 +11,7 @@ from typing import Any
 
 from instar.core.errors import InstarError, ServerRefused, ServerUnreachable
 from instar.core.journal import Progress, Reason
-from instar.core.trial import NO_REASON, Confirm, Facts, Health, Revert, Wait, judge
+from instar.core.trial import NO_REASON, Confirm, Facts, Health, Revert, Wait, judge, read_health
 from instar.engine.target import Failed, Notes
 from instar.host import trials
 from instar.host.sockets import ask
@@ -20,7 +20,7 @@ from instar.targets.release import LOCK_WAIT_S, ReleaseTarget
 
 ASK_S = 1.0  # for one answer of the local API
 VERDICT_S = 1.0  # how long one question for the verdict may be held open
-QUICK_S, SLOW_S = 0.03, 0.5  # between two looks: quick at first, for a short trial
+QUICK_S, SLOW_S = 0.03, 0.25  # between two looks: quick at first, for a short trial
 QUICK_LOOKS = 100
 MARK_S = 15.0  # how often the time that was used up goes to the disk, for the next boot
 
@@ -67,18 +67,21 @@ class Watch:
         return trial
 
     def _facts(self, trial: trials.Trial, answer: Callable[[Kit], dict[str, Any]]) -> Facts:
+        """The server's word first, which may take a while, then the process's own: so the process that is
+        believed has run until now, and did not end while the server thought."""
         clock = self.kit.clock
         spent = trial.lease.spent(clock.boot_id(), clock.boottime())
+        verdict, reason = "wait", NO_REASON
+        if self._pid or spent >= trial.lease.lease_s:
+            verdict, reason = self._verdict()
         try:
             said = answer(self.kit)
-        except InstarError:
-            verdict, reason = self._verdict() if spent >= trial.lease.lease_s else ("wait", NO_REASON)
+            pid, health = int(said.get("pid", 0)), read_health(said)
+        except (InstarError, TypeError, ValueError):  # silent, or talking nonsense: the same
+            self._pid = 0
             return Facts(spent, False, "", 0.0, Health(), verdict, reason)
-        pid = int(said.get("pid", 0))
         if pid != self._pid:
             self._pid, self._pid_since = pid, clock.boottime()
-        health = Health(bool(said.get("connected")), dict(said.get("modules") or {}))
-        verdict, reason = self._verdict()
         up_s = clock.boottime() - self._pid_since
         return Facts(spent, True, str(said.get("digest")), up_s, health, verdict, reason)
 
@@ -97,9 +100,11 @@ class Watch:
             self.notes.note({}, Reason("trial-stretched", missing))
             self._stretched = True
         self._looks += 1
-        left = self.kit.settings.trial.hold_s - facts.up_s
-        quick = self._looks < QUICK_LOOKS or 0 < left < SLOW_S
-        self.kit.sleep(min(max(left, 0.001), QUICK_S) if quick and left > 0 else QUICK_S if quick else SLOW_S)
+        left_s = self.kit.settings.trial.hold_s - facts.up_s
+        if facts.verdict == "pass" and left_s > 0:
+            self.kit.sleep(min(left_s, SLOW_S))  # only the hold is missing
+        else:
+            self.kit.sleep(QUICK_S if self._looks < QUICK_LOOKS else SLOW_S)
 
     def _mark(self) -> None:
         lock = self.target.line.lock()

@@ -23,6 +23,7 @@ from instar.engine.target import HandOver
 from instar.host import logs, processes
 from instar.host.clock import Clock
 from instar.host.files import make_folder
+from instar.host.interpreter import command
 from instar.host.layout import LINES, Layout
 from instar.host.locks import RoleLock
 from instar.host.program import Program, running_program
@@ -156,9 +157,8 @@ def _endpoint(layout: Layout, settings: Settings, program: Program) -> Endpoint:
 def _become_launcher(layout: Layout) -> None:
     """This process, with its pid, goes on as whatever `current` names now. Does not return."""
     log.info("handing over to the release that is current")
-    program = str(layout.launcher)
-    command = [sys.executable, "-I", "-S", program, "launch", "updater", "--state", str(layout.state)]
-    os.execv(sys.executable, command)
+    words = command(layout.launcher, "launch", "updater", "--state", str(layout.state))
+    os.execv(words[0], words)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

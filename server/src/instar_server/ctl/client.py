@@ -50,7 +50,9 @@ def find_access(
     file = token_file or environment.get("INSTARCTL_TOKEN_FILE") or saved.get("token_file", "")
     authority = str(ca or environment.get("INSTARCTL_CA") or saved.get("ca", ""))
     if not url.startswith(("https://", "http://")):
-        text = f"cannot find the server: expected --server or INSTARCTL_SERVER as https://host:port, got {url!r}"
+        text = (
+            f"cannot find the server: expected --server or INSTARCTL_SERVER as https://host:port, got {url!r}"
+        )
         raise InputError("no-server", text)
     token = environment.get("INSTARCTL_TOKEN", "") if token_file is None else ""
     if not token and file:

@@ -40,11 +40,19 @@ def want(
     with connected(context) as client:
         body = {"scope": scope, "subject": subject, "lines": line or ["updater", "agent"], "version": version}
         made = client.put("/wishes", body)["wishes"]
-    show(made, as_json, lambda: f"{version} is wanted for {scope} {subject}: {', '.join(w['line'] for w in made)}")
+    show(
+        made,
+        as_json,
+        lambda: f"{version} is wanted for {scope} {subject}: {', '.join(w['line'] for w in made)}",
+    )
 
 
 def unwant(
-    context: typer.Context, group: Group = None, node: Node = None, line: Lines = None, as_json: AsJson = False
+    context: typer.Context,
+    group: Group = None,
+    node: Node = None,
+    line: Lines = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take wishes back; nodes stay on what they run."""
     with plain_errors():
@@ -60,7 +68,15 @@ def wishes(context: typer.Context, as_json: AsJson = False) -> None:
         found: list[dict[str, Any]] = client.get("/wishes")["wishes"]
     columns = ("for", "name", "line", "version", "digest", "generation", "made")
     rows = [
-        (w["scope"], w["subject"], w["line"], w["version"], short(w["digest"]), w["generation"], when(w["made"]))
+        (
+            w["scope"],
+            w["subject"],
+            w["line"],
+            w["version"],
+            short(w["digest"]),
+            w["generation"],
+            when(w["made"]),
+        )
         for w in found
     ]
     show(found, as_json, lambda: make_table(columns, rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import Root
 
 from instar.core.errors import InputError
+from instar.trust.embedded import fingerprint
 from instar_server.ctl.papers import (
     AsJson,
     PassphraseFile,
@@ -82,11 +84,18 @@ def _shown(path: Path) -> tuple[dict[str, Any], list[str]]:
         name: {"threshold": role.threshold, "keyids": list(role.keyids)} for name, role in root.roles.items()
     }
     expires = int(root.expires.timestamp())
-    lines = [f"{path}: root version {root.version}, good until {when(expires)}"]
+    pin = fingerprint(json.loads(data))
+    lines = [f"{path}: root version {root.version}, good until {when(expires)}", f"  pin        {pin}"]
     for name in rules.ROLES:
         ids = " ".join(keyid[:12] for keyid in root.roles[name].keyids)
         lines.append(f"  {name:<10} {root.roles[name].threshold} of {len(root.roles[name].keyids)}: {ids}")
-    return {"file": str(path), "version": root.version, "expires": expires, "roles": roles}, lines
+    return {
+        "file": str(path),
+        "version": root.version,
+        "expires": expires,
+        "fingerprint": pin,
+        "roles": roles,
+    }, lines
 
 
 @app.command()

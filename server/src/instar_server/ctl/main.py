@@ -26,7 +26,10 @@ app.command("want")(fleet.want)
 app.command("unwant")(fleet.unwant)
 app.command("wishes")(fleet.wishes)
 app.command("status")(fleet.status)
-for name, help_ in (("keys", "Signing keys and root metadata, offline."), ("release", "Make, sign, publish releases.")):
+for name, help_ in (
+    ("keys", "Signing keys and root metadata, offline."),
+    ("release", "Make, sign, publish releases."),
+):
     app.add_typer(importlib.import_module(f"instar_server.ctl.{name}").app, name=name, help=help_)
 app.add_typer(fleet.releases, name="releases", help="Published releases.")
 

@@ -18,7 +18,9 @@ NodeArgument = Annotated[str, typer.Argument(help="The node's id.")]
 
 @app.command("list")
 def list_nodes(
-    context: typer.Context, group: Annotated[str | None, typer.Option(help="Only this group.")] = None, as_json: AsJson = False
+    context: typer.Context,
+    group: Annotated[str | None, typer.Option(help="Only this group.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """All nodes."""
     with connected(context) as client:
@@ -75,7 +77,10 @@ def _detail(node: dict[str, Any]) -> Table:
 
 @app.command()
 def history(
-    context: typer.Context, node: NodeArgument, limit: Annotated[int, typer.Option(help="So many entries.")] = 50, as_json: AsJson = False
+    context: typer.Context,
+    node: NodeArgument,
+    limit: Annotated[int, typer.Option(help="So many entries.")] = 50,
+    as_json: AsJson = False,
 ) -> None:
     """What happened on a node, newest first. Ends with status 3 when the history was altered."""
     with connected(context) as client:
@@ -93,7 +98,10 @@ def history(
 
 @app.command()
 def revoke(
-    context: typer.Context, node: NodeArgument, why: Annotated[str, typer.Option(help="For the history.")] = "", as_json: AsJson = False
+    context: typer.Context,
+    node: NodeArgument,
+    why: Annotated[str, typer.Option(help="For the history.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Never serve this node again."""
     with connected(context) as client:
@@ -103,7 +111,10 @@ def revoke(
 
 @app.command()
 def move(
-    context: typer.Context, node: NodeArgument, group: Annotated[str, typer.Option(help="The new group.")], as_json: AsJson = False
+    context: typer.Context,
+    node: NodeArgument,
+    group: Annotated[str, typer.Option(help="The new group.")],
+    as_json: AsJson = False,
 ) -> None:
     """Put a node into another group."""
     with connected(context) as client:

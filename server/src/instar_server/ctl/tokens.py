@@ -21,7 +21,9 @@ def seconds(text: str) -> float:
     """`90`, `30m`, `12h`, `7d` in seconds. Raises InputError `bad-time`."""
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", text)
     if match is None:
-        raise InputError("bad-time", f"cannot read the time: expected a number with s, m, h or d, got {text!r}")
+        raise InputError(
+            "bad-time", f"cannot read the time: expected a number with s, m, h or d, got {text!r}"
+        )
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
@@ -48,12 +50,17 @@ def list_tokens(context: typer.Context, as_json: AsJson = False) -> None:
     """All enrolment tokens, without their secrets."""
     with connected(context) as client:
         found: list[dict[str, Any]] = client.get("/tokens")["tokens"]
-    rows = [(t["id"], t["group"], f"{t['uses_left']} of {t['uses']}", when(t["expires"]), t["label"]) for t in found]
+    rows = [
+        (t["id"], t["group"], f"{t['uses_left']} of {t['uses']}", when(t["expires"]), t["label"])
+        for t in found
+    ]
     show(found, as_json, lambda: make_table(("token", "group", "uses left", "expires", "label"), rows))
 
 
 @app.command("revoke")
-def revoke(context: typer.Context, token: Annotated[str, typer.Argument(help="Its id.")], as_json: AsJson = False) -> None:
+def revoke(
+    context: typer.Context, token: Annotated[str, typer.Argument(help="Its id.")], as_json: AsJson = False
+) -> None:
     """Nobody enrols with this token any more."""
     with connected(context) as client:
         done = client.delete(f"/tokens/{token}")
@@ -83,7 +90,9 @@ def list_api(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @api.command("revoke")
-def revoke_api(context: typer.Context, token: Annotated[str, typer.Argument(help="Its id.")], as_json: AsJson = False) -> None:
+def revoke_api(
+    context: typer.Context, token: Annotated[str, typer.Argument(help="Its id.")], as_json: AsJson = False
+) -> None:
     """This API token is of no use any more."""
     with connected(context) as client:
         done = client.delete(f"/api-tokens/{token}")

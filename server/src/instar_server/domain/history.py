@@ -45,7 +45,9 @@ def first_fault(node: str, entries: Iterable[Mapping[str, Any]], head_n: int, he
             return ChainFault(n, f"entry {n} is missing: the next one is {entry['n']}")
         hash_ = link(previous, entry)
         if hash_ != entry["hash"]:
-            return ChainFault(n, f"entry {n} was altered: expected hash {hash_[:12]}…, got {entry['hash'][:12]}…")
+            return ChainFault(
+                n, f"entry {n} was altered: expected hash {hash_[:12]}…, got {entry['hash'][:12]}…"
+            )
         previous = hash_
     if (n, previous) != (head_n, head if head_n else previous):
         return ChainFault(n + 1, f"the history ends at entry {n}, expected {head_n}")

@@ -54,7 +54,9 @@ def target_path(value: str) -> str:
 
 def one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise InputError(f"bad-{what}", f"cannot use {what} {value[:120]!r}: expected one of {', '.join(allowed)}")
+        raise InputError(
+            f"bad-{what}", f"cannot use {what} {value[:120]!r}: expected one of {', '.join(allowed)}"
+        )
     return value
 
 

@@ -44,7 +44,15 @@ def _at_least(wish: Wish, floor: int) -> Wish:
     if wish.generation >= floor:
         return wish
     return Wish(
-        wish.scope, wish.subject, wish.line, wish.version, wish.target, wish.digest, floor, wish.made, wish.made_by
+        wish.scope,
+        wish.subject,
+        wish.line,
+        wish.version,
+        wish.target,
+        wish.digest,
+        floor,
+        wish.made,
+        wish.made_by,
     )
 
 

@@ -39,7 +39,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if error.status < 400:
             raise
         code = _CODES.get(error.status, "bad-request")
-        return error_answer(error.status, code, f"cannot serve {request.method} {request.path[:200]}: {error.reason}")
+        return error_answer(
+            error.status, code, f"cannot serve {request.method} {request.path[:200]}: {error.reason}"
+        )
 
 
 async def read_body(request: web.Request, kind: type[T], limit: int) -> T:
@@ -52,7 +54,9 @@ async def read_body(request: web.Request, kind: type[T], limit: int) -> T:
     except TimeoutError:
         raise InputError("body-too-slow", f"cannot read the body: it took over {BODY_WITHIN_S:g} s") from None
     if len(data) > limit:
-        raise TooLarge("body-too-large", f"cannot read the body: expected at most {limit} bytes, got {len(data)}")
+        raise TooLarge(
+            "body-too-large", f"cannot read the body: expected at most {limit} bytes, got {len(data)}"
+        )
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

@@ -46,7 +46,9 @@ class Artifacts:
             raise NotFound("no-target", f"cannot serve target {name[:200]!r}: there is none of this name")
         node = peer(request).node
         if self._transfers[node] >= MAX_TRANSFERS:
-            raise TooMany("too-many-transfers", f"cannot serve more than {MAX_TRANSFERS} transfers of {node} at once")
+            raise TooMany(
+                "too-many-transfers", f"cannot serve more than {MAX_TRANSFERS} transfers of {node} at once"
+            )
         self._transfers[node] += 1
         try:
             return await _send_file(request, path, f'"{match[1]}"')
@@ -65,7 +67,9 @@ async def _send_file(request: web.Request, path: Path, etag: str) -> web.StreamR
         if "Range" in request.headers and ranges.still_same(request.headers.get("If-Range"), etag):
             part = ranges.parse(request.headers["Range"], size)
             if part == "unsatisfiable":
-                answer = error_answer(416, "range-not-satisfiable", f"cannot serve: the target has {size} bytes")
+                answer = error_answer(
+                    416, "range-not-satisfiable", f"cannot serve: the target has {size} bytes"
+                )
                 answer.headers["Content-Range"] = f"bytes */{size}"
                 return answer
             if part is not None:

@@ -80,8 +80,15 @@ class Channels:
         """Take the node's place; the older channel, if there is one, is told and ended."""
         replaced = self._presence.join(session)
         if isinstance(replaced, Session):
-            self._start(replaced.refuse("replaced", "another channel of this node has taken the place of this one"))
-        body = {"kind": "connected", "node": session.node, "version": session.version, "digest": session.digest}
+            self._start(
+                replaced.refuse("replaced", "another channel of this node has taken the place of this one")
+            )
+        body = {
+            "kind": "connected",
+            "node": session.node,
+            "version": session.version,
+            "digest": session.digest,
+        }
         self._bus.publish(FLEET, body)
 
     def leave(self, session: Session) -> None:
@@ -124,7 +131,9 @@ class Channels:
                 if now - session.heard > SILENT_PINGS * self.settings.ping_s:
                     session.abort()
                 elif now >= session.not_after:
-                    self._start(session.refuse("certificate-expired", "this channel's certificate has run out"))
+                    self._start(
+                        session.refuse("certificate-expired", "this channel's certificate has run out")
+                    )
                 elif now - session.stored_at > STORE_SEEN_S and session.role == "agent":
                     session.stored_at = now
                     self.observations.put(SEEN, session.node, session.heard)

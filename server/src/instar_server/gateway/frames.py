@@ -36,7 +36,9 @@ _ENCODER = msgspec.json.Encoder()
 def decode(data: bytes) -> Message:
     """The message in a frame from a node. Raises FrameError."""
     if len(data) > MAX_FRAME:
-        raise FrameError("frame-too-large", f"cannot read the frame: expected at most {MAX_FRAME} bytes, got {len(data)}")
+        raise FrameError(
+            "frame-too-large", f"cannot read the frame: expected at most {MAX_FRAME} bytes, got {len(data)}"
+        )
     try:
         kind = _KIND.decode(data).t
         decoder = _DECODERS.get(kind)

@@ -39,7 +39,9 @@ def program_of(header: str | None) -> Program | None:
         return None
     parts = header.split(" ")
     if len(parts) != 3:
-        raise InputError("bad-program-header", "cannot read Instar-Program: expected <role> <version> <digest>")
+        raise InputError(
+            "bad-program-header", "cannot read Instar-Program: expected <role> <version> <digest>"
+        )
     role, version, digest = parts
     try:
         return names.one_of("role", role, names.PROGRAM_ROLES), names.version(version), names.digest(digest)

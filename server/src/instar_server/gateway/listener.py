@@ -37,7 +37,12 @@ def tls_context(certificate: Path, ca: str) -> ssl.SSLContext:
 
 class Gateway:
     def __init__(
-        self, standing: Standing, calls: NodeCalls, artifacts: Artifacts, channels: Channels, now: Callable[[], float]
+        self,
+        standing: Standing,
+        calls: NodeCalls,
+        artifacts: Artifacts,
+        channels: Channels,
+        now: Callable[[], float],
     ) -> None:
         self._channels, self._now = channels, now
         self._newcomers: dict[Any, float] = {}
@@ -89,7 +94,11 @@ class Gateway:
         while True:
             await asyncio.sleep(FIRST_REQUEST_S / 3)
             now = self._now()
-            late = [protocol for protocol, at in self._newcomers.items() if now - at > HANDSHAKE_S + FIRST_REQUEST_S]
+            late = [
+                protocol
+                for protocol, at in self._newcomers.items()
+                if now - at > HANDSHAKE_S + FIRST_REQUEST_S
+            ]
             for protocol in late:
                 del self._newcomers[protocol]
                 protocol.force_close()

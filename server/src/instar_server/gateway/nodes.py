@@ -69,7 +69,13 @@ class NodeCalls:
     async def enrol(self, request: web.Request) -> web.Response:
         body = await read_body(request, EnrolBody, MAX_ENROL)
         done = await self._enrolment.enrol(body.token, body.csr, body.facts)
-        answer = {"v": 1, "node": done.node, "certificate": done.certificate, "ca": done.ca, "group": done.group}
+        answer = {
+            "v": 1,
+            "node": done.node,
+            "certificate": done.certificate,
+            "ca": done.ca,
+            "group": done.group,
+        }
         return json_answer(answer)
 
     async def renew(self, request: web.Request) -> web.Response:

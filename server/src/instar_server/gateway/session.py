@@ -16,7 +16,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from instar.core.errors import InstarError
 from instar.wire.messages import (
-    HELLO_WITHIN_S, PROTOCOL, Ack, Error, Health, Hello, Job, Message, Ping, Pong, Refused, Result, Welcome,
+    HELLO_WITHIN_S,
+    PROTOCOL,
+    Ack,
+    Error,
+    Health,
+    Hello,
+    Job,
+    Message,
+    Ping,
+    Pong,
+    Refused,
+    Result,
+    Welcome,
 )  # fmt: skip
 from instar_server import VERSION
 from instar_server.domain import hello as hellos
@@ -40,7 +52,9 @@ class Session:
         "role", "serial", "since", "stored_at", "told", "tries", "tx", "version",
     )  # fmt: skip
 
-    def __init__(self, channels: Channels, ws: web.WebSocketResponse, request: web.Request, peer: Peer) -> None:
+    def __init__(
+        self, channels: Channels, ws: web.WebSocketResponse, request: web.Request, peer: Peer
+    ) -> None:
         self._channels, self._ws, self._request = channels, ws, request
         self._closing = False
         self.node, self.serial, self.not_after = peer.node, peer.serial, peer.not_after
@@ -84,7 +98,15 @@ class Session:
         try:
             # A revocation between the connection's check and the join would not have found this channel.
             await channels.standing.check(self.serial, self.node)
-            values = (hello.version, hello.digest, hello.boot_id, hello.os, hello.arch, hello.python, self.heard)
+            values = (
+                hello.version,
+                hello.digest,
+                hello.boot_id,
+                hello.os,
+                hello.arch,
+                hello.python,
+                self.heard,
+            )
             channels.observations.put(AGENT, self.node, *values)
             await self.send(Welcome(PROTOCOL, VERSION, channels.settings.ping_s, channels.settings.health_s))
             channels.joined(self.node)
@@ -154,7 +176,9 @@ class Session:
             elif isinstance(message, Hello):
                 await self.send(Error("unexpected-message", "cannot use a second hello"))
             elif isinstance(message, Error):
-                log.info("%s could not use a frame: %s %s", self.node, message.code[:64], message.message[:300])
+                log.info(
+                    "%s could not use a frame: %s %s", self.node, message.code[:64], message.message[:300]
+                )
             else:
                 await self._answer_ping(message)
         except SQLAlchemyError as error:
@@ -169,7 +193,9 @@ class Session:
         """Acknowledged only when stored. A job that was never sent is named, and settled too:
         no later try could succeed, so the node must not keep it."""
         if not await self._channels.verdicts.finish(self.node, result):
-            await self.send(Error("unknown-job", f"cannot use a result: no job {result.id[:40]!r} of this node"))
+            await self.send(
+                Error("unknown-job", f"cannot use a result: no job {result.id[:40]!r} of this node")
+            )
         await self.send(Ack(result.id))
 
     async def _health(self, health: Health) -> None:
@@ -205,9 +231,14 @@ class Session:
         return await self._put(message)
 
     async def _put(self, message: Message) -> bool:
+        frame = encode(message)
         try:
-            async with asyncio.timeout(SEND_WITHIN_S):
-                await self._ws.send_str(encode(message))
+            if not self._request.protocol.writing_paused:
+                # The usual way, without a timer: it does not wait, and if it ever does, the sweeper ends it.
+                await self._ws.send_str(frame)
+            else:
+                async with asyncio.timeout(SEND_WITHIN_S):
+                    await self._ws.send_str(frame)
         except (TimeoutError, ConnectionError, RuntimeError):
             # RuntimeError: aiohttp's word for a channel that closed in between.
             self.abort()
@@ -227,4 +258,3 @@ class Session:
         transport = self._request.transport
         if transport is not None:
             transport.abort()
-

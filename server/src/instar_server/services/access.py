@@ -17,7 +17,9 @@ class Access:
     async def check(self, secret: str | None, needed: str) -> ApiTokenRow:
         """The caller behind a bearer token. Raises Unauthenticated, Forbidden `role-too-low`."""
         if not secret:
-            raise Unauthenticated("no-token", "cannot serve: expected the header 'Authorization: Bearer <token>'")
+            raise Unauthenticated(
+                "no-token", "cannot serve: expected the header 'Authorization: Bearer <token>'"
+            )
         row = None
         if len(secret) <= MAX_TOKEN:
             async with self._database.read() as connection:
@@ -48,7 +50,9 @@ class Access:
             tokens = ApiTokens(connection)
             row = next((each for each in await tokens.all() if each.id == id_), None)
             if row is None:
-                raise NotFound("unknown-token", f"cannot delete API token {id_[:40]}: there is none with this id")
+                raise NotFound(
+                    "unknown-token", f"cannot delete API token {id_[:40]}: there is none with this id"
+                )
             if row.role == "admin" and await tokens.count("admin") == 1:
                 raise Conflict("last-admin", f"cannot delete API token {id_}: it is the last admin's")
             await tokens.remove(id_)

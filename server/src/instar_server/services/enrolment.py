@@ -61,7 +61,12 @@ class Enrolment:
         return Enrolled(node, certificate, self._ca.pem, group)
 
     async def _node_for(
-        self, connection: AsyncConnection, token: EnrolmentToken | None, key: NodeKey, now: float, facts: dict[str, Any]
+        self,
+        connection: AsyncConnection,
+        token: EnrolmentToken | None,
+        key: NodeKey,
+        now: float,
+        facts: dict[str, Any],
     ) -> str:
         """The node that this token and key made before, or a new one."""
         if token is not None and token.expires > now:
@@ -97,7 +102,9 @@ class Enrolment:
 
     # ---- tokens
 
-    async def make_token(self, group: str, uses: int, lifetime_s: float, label: str, by: str) -> tuple[TokenRow, str]:
+    async def make_token(
+        self, group: str, uses: int, lifetime_s: float, label: str, by: str
+    ) -> tuple[TokenRow, str]:
         """A new token and its secret, which is shown once. A group that is not there is made."""
         group_name(group)
         if not 1 <= uses <= MAX_USES or not 1 <= lifetime_s <= MAX_LIFETIME_S:

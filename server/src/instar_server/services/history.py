@@ -60,7 +60,14 @@ class Whole:
 
 
 def server_entry(
-    id_: str, phase: str, now: float, code: str, text: str, line: str = "", version: str = "", digest: str = ""
+    id_: str,
+    phase: str,
+    now: float,
+    code: str,
+    text: str,
+    line: str = "",
+    version: str = "",
+    digest: str = "",
 ) -> dict[str, Any]:
     """An entry about what the server did."""
     return {
@@ -81,7 +88,9 @@ class History:
         Raises InputError `bad-event`, `too-many-events`.
         """
         if len(events) > MAX_EVENTS:
-            raise InputError("too-many-events", f"cannot store: expected at most {MAX_EVENTS}, got {len(events)}")
+            raise InputError(
+                "too-many-events", f"cannot store: expected at most {MAX_EVENTS}, got {len(events)}"
+            )
         entries = [_entry(event) for event in events]
         now = self._now()
         async with self._database.write() as connection:
@@ -92,7 +101,9 @@ class History:
             self._bus.publish(FLEET, {"kind": "event", **{k: row[k] for k in (*history.FIELDS, "hash")}})
         return [event.id for event in events]
 
-    async def _move_on(self, nodes: Nodes, node: str, events: list[NodeEvent], new: set[str], now: float) -> None:
+    async def _move_on(
+        self, nodes: Nodes, node: str, events: list[NodeEvent], new: set[str], now: float
+    ) -> None:
         """Keep the newest step of the newest transaction with the node, for lists."""
         row = await nodes.get(node)
         last = [event for event in events if event.id in new][-1]

@@ -26,7 +26,9 @@ class Programs:
         self._repository, self._releases, self._wishes, self._ca = repository, releases, wishes, ca
         self.server = ""
 
-    async def make(self, token: EnrolmentToken, secret: str, version: str | None) -> tuple[NodeRelease, bytes]:
+    async def make(
+        self, token: EnrolmentToken, secret: str, version: str | None
+    ) -> tuple[NodeRelease, bytes]:
         """The program for a token's group: `version`, else what is wanted there, else the newest.
 
         Raises NotFound `no-release`.
@@ -34,7 +36,9 @@ class Programs:
         release = await self._choose(token.group, version)
         program = await asyncio.to_thread(self._program, release)
         whole = await asyncio.to_thread(
-            lambda: self._repository.embed(program, server=self.server, ca=self._ca, token=secret, group=token.group)
+            lambda: self._repository.embed(
+                program, server=self.server, ca=self._ca, token=secret, group=token.group
+            )
         )
         return release, whole
 
@@ -53,9 +57,13 @@ class Programs:
 
     def _program(self, release: NodeRelease) -> bytes:
         folder, _, name = release.target.rpartition("/")
-        path = self._repository.target_file(f"{folder}/{release.sha256}.{name}" if folder else f"{release.sha256}.{name}")
+        path = self._repository.target_file(
+            f"{folder}/{release.sha256}.{name}" if folder else f"{release.sha256}.{name}"
+        )
         if path is None:
-            raise MachineError("blob-missing", f"cannot hand out {release.version}: its file is not in the repository")
+            raise MachineError(
+                "blob-missing", f"cannot hand out {release.version}: its file is not in the repository"
+            )
         return _member(path)
 
 

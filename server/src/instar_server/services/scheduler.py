@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 LAPSE_AFTER_S = 7200.0  # longer than any step of a transaction may take
 KEEP_S = 30 * 86400.0  # how long jobs and verdicts are kept
+GATHER_S = 0.1  # nodes that connect within this time are looked up at once
 PART = 500  # nodes looked up at once
 
 Chore = Callable[[], Awaitable[None]]
@@ -37,7 +38,7 @@ class Scheduler:
         bus: Bus,
         presence: Presence,
         now: Now,
-        rules: LookRules = LookRules(),
+        rules: LookRules,
         every_s: float = 5.0,
         chores: tuple[tuple[float, Chore], ...] = (),
     ) -> None:
@@ -49,9 +50,10 @@ class Scheduler:
         self._wake = asyncio.Event()
 
     def joined(self, node: str) -> None:
-        """A node has connected: see whether it needs a look."""
+        """A node has connected: see, together with those that come right after it, whether it needs a look."""
+        if not self._joined:
+            asyncio.get_running_loop().call_later(GATHER_S, self._wake.set)
         self._joined.add(node)
-        self._wake.set()
 
     async def run(self) -> None:
         subscription = self._bus.subscribe(WISHES, lambda _message: self._everyone())

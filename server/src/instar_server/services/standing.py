@@ -51,9 +51,13 @@ class Standing:
         if peer is None:
             peer = await self._look_up(serial)
         if peer.node != node:
-            raise Forbidden("certificate-unknown", f"cannot serve {node}: the certificate {serial} is another node's")
+            raise Forbidden(
+                "certificate-unknown", f"cannot serve {node}: the certificate {serial} is another node's"
+            )
         if peer.not_after <= self._now():
-            raise Forbidden("certificate-expired", f"cannot serve {node}: the certificate {serial} has expired")
+            raise Forbidden(
+                "certificate-expired", f"cannot serve {node}: the certificate {serial} has expired"
+            )
         return peer
 
     async def _look_up(self, serial: str) -> Peer:
@@ -63,7 +67,9 @@ class Standing:
             async with self._database.read() as connection:
                 row = await Certificates(connection).get(serial)
         if row is None:
-            raise Forbidden("certificate-unknown", f"cannot serve: the certificate {serial} is not known here")
+            raise Forbidden(
+                "certificate-unknown", f"cannot serve: the certificate {serial} is not known here"
+            )
         if row.revoked_at is not None or row.node_revoked:
             raise Forbidden("revoked", f"cannot serve {row.node}: it was revoked")
         return self.learn(row)
@@ -84,7 +90,9 @@ class Standing:
             if row.revoked_at is not None:
                 raise Conflict("already-revoked", f"cannot revoke {node}: it is revoked already")
             await Nodes(connection).set(node, revoked_at=now, revoked_why=why)
-            entry = server_entry(f"revoked:{row.chain_n + 1}", "revoked", now, "revoked", f"revoked by {by}: {why}")
+            entry = server_entry(
+                f"revoked:{row.chain_n + 1}", "revoked", now, "revoked", f"revoked by {by}: {why}"
+            )
             await Events(connection).append(node, History.SERVER, [entry], now)
         self._forget(node, None)
 
@@ -98,7 +106,11 @@ class Standing:
             if not await Certificates(connection).revoke(serial, now):
                 raise Conflict("already-revoked", f"cannot revoke {serial}: it is revoked already")
             entry = server_entry(
-                f"certificate-revoked:{serial}", "certificate-revoked", now, "revoked", f"{serial} revoked by {by}"
+                f"certificate-revoked:{serial}",
+                "certificate-revoked",
+                now,
+                "revoked",
+                f"{serial} revoked by {by}",
             )
             await Events(connection).append(row.node, History.SERVER, [entry], now)
         self._forget(row.node, serial)

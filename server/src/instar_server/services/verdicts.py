@@ -41,7 +41,9 @@ class Verdicts:
     ) -> Job | None:
         """The selftest job to send, stored first; None, and a verdict, when no such release is published."""
         if self._releases.by_program(version, digest) is None:
-            await self.record(node, tx, PHASE_OF_PURPOSE[purpose], digest, verdicts.unknown_release(version, digest))
+            await self.record(
+                node, tx, PHASE_OF_PURPOSE[purpose], digest, verdicts.unknown_release(version, digest)
+            )
             return None
         job_id, nonce = f"j-{self._chance(12)}", self._chance(16)
         row = JobRow(job_id, node, purpose, tx, digest, version, nonce, self._now(), None)
@@ -64,7 +66,9 @@ class Verdicts:
             if await jobs.end(job.id, now, body) and job.purpose in PHASE_OF_PURPOSE:
                 verdict = verdicts.judge_result(result, job.nonce, job.version, job.digest)
                 recorded = Recorded(job.digest, verdict)
-                await work.Verdicts(connection).put(node, job.tx, PHASE_OF_PURPOSE[job.purpose], recorded, now)
+                await work.Verdicts(connection).put(
+                    node, job.tx, PHASE_OF_PURPOSE[job.purpose], recorded, now
+                )
         if verdict is not None:
             self._announce(node, job.tx, PHASE_OF_PURPOSE[job.purpose], verdict)
         return True
@@ -103,7 +107,9 @@ class Verdicts:
         names.one_of("phase", phase, names.PHASES)
         names.transaction(tx), names.digest(digest)
         if self._waiting[node] >= MAX_WAITERS:
-            raise TooMany("too-many-questions", f"cannot hold open more than {MAX_WAITERS} questions of {node}")
+            raise TooMany(
+                "too-many-questions", f"cannot hold open more than {MAX_WAITERS} questions of {node}"
+            )
         bell = asyncio.Event()
         subscription = self._bus.subscribe(verdict_topic(node, tx), lambda _message: bell.set())
         self._waiting[node] += 1

@@ -28,7 +28,9 @@ class Wishes:
         """
         release = self._releases.by_version(version)
         if release is None:
-            raise InputError("unknown-release", f"cannot want {version[:64]}: it is not a published node release")
+            raise InputError(
+                "unknown-release", f"cannot want {version[:64]}: it is not a published node release"
+            )
         now = self._now()
         async with self._database.write() as connection:
             await self._check_subject(connection, scope, subject)
@@ -53,7 +55,9 @@ class Wishes:
             wishes = work.Wishes(connection)
             gone = [await wishes.remove(scope, subject, line) for line in dict.fromkeys(lines)]
             if not any(gone):
-                raise NotFound("no-wish", f"cannot take back: there is no such wish for {scope} {subject[:63]}")
+                raise NotFound(
+                    "no-wish", f"cannot take back: there is no such wish for {scope} {subject[:63]}"
+                )
             if scope == NODE:
                 # What the node is told next comes from its group, and must not have an older generation.
                 await Nodes(connection).set(subject, generation_floor=await wishes.next_generation())
@@ -82,7 +86,9 @@ class Wishes:
             await Groups(connection).ensure(group, now)
             floor = await work.Wishes(connection).next_generation()
             await Nodes(connection).set(node, group_name=group, generation_floor=floor)
-            entry = server_entry(f"moved:{floor}", "moved", now, "moved", f"moved from {row.group} to {group}")
+            entry = server_entry(
+                f"moved:{floor}", "moved", now, "moved", f"moved from {row.group} to {group}"
+            )
             await Events(connection).append(node, History.SERVER, [entry], now)
         self._tell(NODE, node, "")
 

@@ -49,7 +49,11 @@ class Database:
 
 def _engine(path: Path, size: int, begin: str) -> AsyncEngine:
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}", pool_size=size, max_overflow=0, pool_timeout=30.0, pool_reset_on_return="rollback"
+        f"sqlite+aiosqlite:///{path}",
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=30.0,
+        pool_reset_on_return="rollback",
     )
 
     @event.listens_for(engine.sync_engine, "connect")

@@ -16,7 +16,9 @@ class Events:
     def __init__(self, connection: AsyncConnection) -> None:
         self._c = connection
 
-    async def append(self, node: str, source: str, entries: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
+    async def append(
+        self, node: str, source: str, entries: list[dict[str, Any]], now: float
+    ) -> list[dict[str, Any]]:
         """Add entries to a node's chain; ids that are there already are passed over. Those that were new.
 
         Must run inside a write transaction: the head is read, and moved on.
@@ -36,7 +38,9 @@ class Events:
             rows.append(row)
         if rows:
             await self._c.execute(events.insert(), rows)
-            await self._c.execute(update(nodes).where(nodes.c.id == node).values(chain_n=n, chain_hash=previous))
+            await self._c.execute(
+                update(nodes).where(nodes.c.id == node).values(chain_n=n, chain_hash=previous)
+            )
         return rows
 
     async def _known(self, node: str, source: str, ids: list[str]) -> set[str]:
@@ -47,7 +51,9 @@ class Events:
     async def of_node(self, node: str, after_n: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """Oldest first, those after number `after_n`."""
         e = events.c
-        return await self._rows(select(events).where(e.node == node, e.n > after_n).order_by(e.n).limit(limit))
+        return await self._rows(
+            select(events).where(e.node == node, e.n > after_n).order_by(e.n).limit(limit)
+        )
 
     async def latest(self, node: str, limit: int) -> list[dict[str, Any]]:
         """Newest first."""

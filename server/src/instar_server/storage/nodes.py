@@ -41,7 +41,9 @@ class Nodes:
     def __init__(self, connection: AsyncConnection) -> None:
         self._c = connection
 
-    async def add(self, node: str, group: str, now: float, enrol_key: str, token: str, facts: dict[str, Any]) -> None:
+    async def add(
+        self, node: str, group: str, now: float, enrol_key: str, token: str, facts: dict[str, Any]
+    ) -> None:
         values = {"id": node, "group_name": group, "enrolled": now, "enrol_key": enrol_key, "token": token}
         await self._c.execute(insert(nodes).values(**values, facts=json.dumps(facts)))
 
@@ -55,7 +57,9 @@ class Nodes:
         row = (await self._c.execute(match)).mappings().first()
         return _node(row) if row is not None else None
 
-    async def page(self, group: str | None, after: str, limit: int, only: list[str] | None = None) -> list[NodeRow]:
+    async def page(
+        self, group: str | None, after: str, limit: int, only: list[str] | None = None
+    ) -> list[NodeRow]:
         """Nodes by id, those after `after`; of one group, or only those named, where asked for."""
         wanted = select(nodes).where(nodes.c.id > after).order_by(nodes.c.id).limit(limit)
         if group is not None:
@@ -72,7 +76,9 @@ class Nodes:
     async def lapse(self, phases: list[str], before: float, code: str, text: str) -> int:
         """Close transactions that were last heard of before `before` in one of `phases`. How many."""
         stale = update(nodes).where(nodes.c.tx_phase.in_(phases), nodes.c.tx_at < before)
-        done = await self._c.execute(stale.values(tx_phase="lapsed", tx_reason_code=code, tx_reason_text=text))
+        done = await self._c.execute(
+            stale.values(tx_phase="lapsed", tx_reason_code=code, tx_reason_text=text)
+        )
         return done.rowcount
 
 
@@ -94,7 +100,11 @@ class Certificates:
 
     async def good(self, now: float, limit: int) -> list[CertificateRow]:
         """Certificates in use, to know them before their nodes connect."""
-        good = _with_node().where(certificates.c.not_after > now, certificates.c.revoked_at.is_(None)).limit(limit)
+        good = (
+            _with_node()
+            .where(certificates.c.not_after > now, certificates.c.revoked_at.is_(None))
+            .limit(limit)
+        )
         return [_certificate(row) for row in await self._c.execute(good)]
 
     async def revoke(self, serial: str, now: float) -> bool:

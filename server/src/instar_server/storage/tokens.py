@@ -18,7 +18,12 @@ class EnrolmentTokens:
         self._c = connection
 
     async def add(self, row: TokenRow, hash_: str, made_by: str) -> None:
-        values: dict[str, Any] = {"id": row.id, "group_name": row.group, "uses": row.uses, "uses_left": row.uses_left}
+        values: dict[str, Any] = {
+            "id": row.id,
+            "group_name": row.group,
+            "uses": row.uses,
+            "uses_left": row.uses_left,
+        }
         values |= {"expires": row.expires, "created": row.created, "label": row.label}
         await self._c.execute(insert(enrolment_tokens).values(**values, hash=hash_, created_by=made_by))
 

@@ -29,7 +29,9 @@ class Wishes:
         values = {name: getattr(wish, name) for name in wishes.c.keys()}  # noqa: SIM118  a collection, not a dict
         keys = ["scope", "subject", "line"]
         changed = {name: value for name, value in values.items() if name not in keys}
-        await self._c.execute(insert(wishes).values(**values).on_conflict_do_update(index_elements=keys, set_=changed))
+        await self._c.execute(
+            insert(wishes).values(**values).on_conflict_do_update(index_elements=keys, set_=changed)
+        )
 
     async def remove(self, scope: str, subject: str, line: str) -> bool:
         w = wishes.c
@@ -55,7 +57,11 @@ class Verdicts:
     async def put(self, node: str, tx: str, phase: str, recorded: Recorded, now: float) -> None:
         """Store; a later verdict on the same transaction and phase takes the place of the earlier."""
         verdict = recorded.verdict
-        changed: dict[str, Any] = {"digest": recorded.digest, "verdict": verdict.verdict, "code": verdict.code}
+        changed: dict[str, Any] = {
+            "digest": recorded.digest,
+            "verdict": verdict.verdict,
+            "code": verdict.code,
+        }
         changed |= {"text": verdict.text, "at": now}
         stored = insert(verdicts).values(node=node, tx=tx, phase=phase, **changed)
         await self._c.execute(

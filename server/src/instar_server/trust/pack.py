@@ -1,4 +1,4 @@
-"""A release archive from a built `instar.pyz`: the same program gives the same bytes.
+"""A release archive from a built `instar.pyz`: the same program gives the same bytes (with the same zlib).
 
 release.tar.gz = manifest.json, then instar.pyz (mode 0755)
 """

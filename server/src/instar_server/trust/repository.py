@@ -22,9 +22,7 @@ import re
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from instar.core.errors import InputError, TrustError
@@ -42,6 +40,7 @@ from instar_server.trust.loading import (
     load_roots,
     meta_file,
 )
+from instar_server.trust.online import check_online, merge, sign_under, verifies_under
 from instar_server.trust.records import (
     Blob,
     Lifetimes,
@@ -241,11 +240,13 @@ class Repository:
             if data == self.metadata(f"{self._root.signed.version}.root.json"):
                 return self._published()
             metadata = rules.check_root(data, self._root.signed, now)
-            merged = _merge(self._online, online) if online else self._online
-            self._check_online(metadata.signed, merged)
+            merged = merge(self._online, online) if online else self._online
+            check_online(metadata.signed, merged)
             self._check_targets_under(metadata.signed)
             self._online = merged
-            if self._targets is not None and not self._online_under(metadata.signed):
+            if self._targets is not None and not verifies_under(
+                metadata.signed, self._snapshot, self._timestamp
+            ):
                 self._sign_online(self._targets, self._read(self._targets), now, metadata.signed)
             self._write(f"{metadata.signed.version}.root.json", data)
             self._root = metadata
@@ -317,7 +318,11 @@ class Repository:
     def _sign_online(
         self, targets: Metadata[Targets], data: bytes, now: datetime, next_root: Root | None = None
     ) -> None:
-        """Sign a snapshot of `targets` and a timestamp, one version on each, and serve them."""
+        """Sign a snapshot of `targets` and a timestamp, one version on each, and serve them.
+
+        With `next_root` they are good under the current root and under that one.
+        """
+        roots = [self._root.signed, *([next_root] if next_root else [])]
         snapshot = Metadata(
             Snapshot(
                 version=self._snapshot.signed.version + 1 if self._snapshot else 1,
@@ -325,7 +330,7 @@ class Repository:
                 meta={"targets.json": meta_file(targets.signed.version, data)},
             )
         )
-        snapshot_bytes = self._sign(snapshot, self._online.snapshot, next_root)
+        snapshot_bytes = sign_under(snapshot, self._online.snapshot, roots)
         timestamp = Metadata(
             Timestamp(
                 version=self._timestamp.signed.version + 1 if self._timestamp else 1,
@@ -333,41 +338,11 @@ class Repository:
                 snapshot_meta=meta_file(snapshot.signed.version, snapshot_bytes),
             )
         )
-        timestamp_bytes = self._sign(timestamp, self._online.timestamp, next_root)
+        timestamp_bytes = sign_under(timestamp, self._online.timestamp, roots)
         self._write(f"{snapshot.signed.version}.snapshot.json", snapshot_bytes)
         self._write("timestamp.json", timestamp_bytes)
         self._targets, self._snapshot, self._timestamp = targets, snapshot, timestamp
         self._timestamp_bytes = timestamp_bytes
-
-    def _sign(self, metadata: Metadata[Any], signers: tuple[Signer, ...], next_root: Root | None) -> bytes:
-        """Sign with every key that this root, or the next one, lists for the role."""
-        role = metadata.signed.type
-        roots = [self._root.signed] + ([next_root] if next_root else [])
-        useful = {keyid for root in roots for keyid in root.roles[role].keyids}
-        for signer in signers:
-            if signer.public_key.keyid in useful:
-                metadata.sign(signer, append=True)
-        for root in roots:
-            rules.check_signatures(metadata, root, f"root version {root.version}")
-        return metadata.to_bytes()
-
-    def _check_online(self, root: Root, online: OnlineSigners) -> None:
-        for role, signers in (("snapshot", online.snapshot), ("timestamp", online.timestamp)):
-            lack = rules.signers_missing(root, role, {signer.public_key.keyid for signer in signers})
-            if lack:
-                raise InputError("wrong-online-keys", f"cannot sign {role} metadata: {lack}")
-
-    def _online_under(self, root: Root) -> bool:
-        """Whether snapshot and timestamp, as they are served, verify under `root`."""
-        for metadata in (self._snapshot, self._timestamp):
-            if metadata is None:
-                return False
-            result = root.get_verification_result(
-                metadata.signed.type, metadata.signed_bytes, metadata.signatures
-            )
-            if not result.verified:
-                return False
-        return True
 
     def _check_targets_under(self, root: Root) -> None:
         if self._targets is None:
@@ -383,7 +358,7 @@ class Repository:
 
     def _due(self, now: datetime) -> bool:
         """Whether online metadata is over half its life, or not signed by the current root's keys."""
-        if not self._online_under(self._root.signed):
+        if not verifies_under(self._root.signed, self._snapshot, self._timestamp):
             return True
         for metadata, life in (
             (self._snapshot, self._lifetimes.snapshot),
@@ -396,7 +371,7 @@ class Repository:
     def _load(self) -> None:
         """Read and verify what is served: the chain of roots, timestamp, snapshot, targets."""
         self._root = load_roots(self.folder / "metadata")
-        self._check_online(self._root.signed, self._online)
+        check_online(self._root.signed, self._online)
         path = self.folder / "metadata" / "timestamp.json"
         if not path.exists():
             return
@@ -410,12 +385,3 @@ class Repository:
         rules.check_signatures(targets, self._root.signed, f"root version {self._root.signed.version}")
         self._timestamp, self._snapshot, self._targets = timestamp, snapshot, targets
         self._timestamp_bytes = data
-
-
-def _merge(old: OnlineSigners, new: OnlineSigners) -> OnlineSigners:
-    """Both sets of signers, each key once."""
-
-    def join(*groups: tuple[Signer, ...]) -> tuple[Signer, ...]:
-        return tuple({signer.public_key.keyid: signer for group in groups for signer in group}.values())
-
-    return OnlineSigners(join(old.snapshot, new.snapshot), join(old.timestamp, new.timestamp))

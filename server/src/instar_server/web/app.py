@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -46,7 +45,6 @@ class WebServices:
     bus: Bus
     presence: Presence
     database: Database
-    uploads: Path
     max_upload: int
     now: Callable[[], float]
 

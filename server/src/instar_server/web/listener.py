@@ -43,9 +43,13 @@ class WebListener:
     async def start(self, host: str, port: int) -> int:
         """Listen. The real port. Raises MachineError `cannot-listen`."""
         try:
-            sock = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+            sock = socket.create_server(
+                (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+            )
         except OSError as error:
-            raise MachineError("cannot-listen", f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise MachineError(
+                "cannot-listen", f"cannot listen on {host}:{port}: {error.strerror}"
+            ) from error
         real = int(sock.getsockname()[1])
         self._task = asyncio.create_task(self._server.serve([sock]))
         while not self._server.started:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from instar_server.domain import names
 
@@ -15,6 +15,10 @@ Sha256 = Annotated[str, StringConstraints(pattern=names.SHA256_PATTERN)]
 Serial = Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{1,40}$")]
 TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,16}$")]
 Label = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+# JSON knows no integers: 3.0 is one for a schema.
+Whole = BeforeValidator(
+    lambda value: int(value) if isinstance(value, float) and value.is_integer() else value
+)
 Line = Literal["agent", "updater"]
 Scope = Literal["group", "node"]
 
@@ -147,7 +151,7 @@ class TokenBody(Body):
     """`lifetime_s`: how long the token may be used, in seconds."""
 
     group: GroupName = "default"
-    uses: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    uses: Annotated[int, Field(ge=1, le=1_000_000), Whole] = 1
     lifetime_s: Annotated[float, Field(ge=1, le=315_360_000)] = 86400.0
     label: Label = ""
 

@@ -74,7 +74,11 @@ async def show_node(services: Services, caller: Viewer, node: NodePath) -> m.Nod
         for c in await services.fleet.certificates(node)
     ]
     return m.NodeDetail(
-        **_fields(view), facts=view.facts, wanted=wanted, certificates=certificates, revoked_why=view.row.revoked_why
+        **_fields(view),
+        facts=view.facts,
+        wanted=wanted,
+        certificates=certificates,
+        revoked_why=view.row.revoked_why,
     )
 
 
@@ -89,21 +93,21 @@ async def node_history(
     return m.History(node=node, entries=shown, whole=whole.ok, fault=whole.fault)
 
 
-@router.put("/nodes/{node}/group", responses=errors(401, 403, 404, 422))
+@router.put("/nodes/{node}/group", responses=errors(400, 401, 403, 404, 422))
 async def move_node(services: Services, caller: Operator, node: NodePath, body: m.MoveBody) -> m.Node:
     """Put a node into another group."""
     await services.wishes.move(node, body.group)
     return m.Node(**_fields(await services.fleet.node(node)))
 
 
-@router.post("/nodes/{node}/revoke", responses=errors(401, 403, 404, 409, 422))
+@router.post("/nodes/{node}/revoke", responses=errors(400, 401, 403, 404, 409, 422))
 async def revoke_node(services: Services, caller: Operator, node: NodePath, body: m.RevokeBody) -> m.Node:
     """Never serve this node again; its connection ends."""
     await services.standing.revoke_node(node, body.why, caller.id)
     return m.Node(**_fields(await services.fleet.node(node)))
 
 
-@router.post("/certificates/{serial}/revoke", responses=errors(401, 403, 404, 409, 422))
+@router.post("/certificates/{serial}/revoke", responses=errors(400, 401, 403, 404, 409, 422))
 async def revoke_certificate(services: Services, caller: Operator, serial: m.Serial) -> m.Deleted:
     """Never accept this certificate again; the node's other ones stay good."""
     await services.standing.revoke_certificate(serial, caller.id)
@@ -116,11 +120,9 @@ async def list_groups(services: Services, caller: Viewer) -> m.Groups:
     return m.Groups(groups=[m.Group(name=name, nodes=count) for name, count in await services.fleet.groups()])
 
 
-@router.post("/groups", responses=errors(401, 403, 422))
+@router.post("/groups", responses=errors(400, 401, 403, 422))
 async def add_group(services: Services, caller: Operator, body: m.GroupBody) -> m.Group:
     """Make a group; one that is there already is no error."""
     await services.fleet.add_group(body.name, services.now())
     counts = dict(await services.fleet.groups())
     return m.Group(name=body.name, nodes=counts[body.name])
-
-

@@ -60,7 +60,9 @@ async def _receive(request: Request, path: Path, limit: int) -> None:
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise InputError("body-too-slow", f"cannot read the body: nothing for {CHUNK_WITHIN_S:g} s") from None
+                raise InputError(
+                    "body-too-slow", f"cannot read the body: nothing for {CHUNK_WITHIN_S:g} s"
+                ) from None
             size += len(chunk)
             if size > limit:
                 raise TooLarge("body-too-large", f"cannot store the file: expected at most {limit} bytes")
@@ -73,7 +75,9 @@ async def _metadata_body(request: Request) -> bytes:
         async for chunk in request.stream():
             data += chunk
             if len(data) > MAX_METADATA:
-                raise TooLarge("body-too-large", f"cannot read metadata: expected at most {MAX_METADATA} bytes")
+                raise TooLarge(
+                    "body-too-large", f"cannot read metadata: expected at most {MAX_METADATA} bytes"
+                )
     return data
 
 
@@ -132,7 +136,9 @@ async def trust_metadata(services: Services, caller: Viewer, file: str) -> Respo
 )
 async def program(
     services: Services,
-    token: Annotated[str, Query(min_length=1, max_length=200, description="An enrolment token: its own right to ask.")],
+    token: Annotated[
+        str, Query(min_length=1, max_length=200, description="An enrolment token: its own right to ask.")
+    ],
     group: Annotated[m.GroupName | None, Query(description="Must be the token's, if given.")] = None,
     version: Annotated[m.Version | None, Query(description="Else what is wanted for the group.")] = None,
 ) -> Response:

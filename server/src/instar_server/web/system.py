@@ -21,7 +21,10 @@ from instar_server.web.callers import Services, Viewer, errors
 router = APIRouter(tags=["system"])
 
 MOST_WAITING = 1000  # messages kept for a reader that does not read
-STREAM = {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+STREAM = {
+    "description": "Server-sent events",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
 
 
 @router.get("/health")

@@ -18,10 +18,12 @@ async def list_tokens(services: Services, caller: Operator) -> m.Tokens:
     return m.Tokens(tokens=[m.Token(**asdict(row)) for row in await services.enrolment.tokens()])
 
 
-@router.post("/tokens", status_code=201, responses=errors(401, 403, 422))
+@router.post("/tokens", status_code=201, responses=errors(400, 401, 403, 422))
 async def make_token(services: Services, caller: Operator, body: m.TokenBody) -> m.NewToken:
     """A token with which `uses` machines may enrol into a group (made if it is not there)."""
-    row, secret = await services.enrolment.make_token(body.group, body.uses, body.lifetime_s, body.label, caller.id)
+    row, secret = await services.enrolment.make_token(
+        body.group, body.uses, body.lifetime_s, body.label, caller.id
+    )
     return m.NewToken(**asdict(row), token=secret)
 
 
@@ -38,7 +40,7 @@ async def list_api_tokens(services: Services, caller: Admin) -> m.ApiTokens:
     return m.ApiTokens(tokens=[m.ApiToken(**asdict(row)) for row in await services.access.all()])
 
 
-@router.post("/api-tokens", status_code=201, responses=errors(401, 403, 422))
+@router.post("/api-tokens", status_code=201, responses=errors(400, 401, 403, 422))
 async def make_api_token(services: Services, caller: Admin, body: m.ApiTokenBody) -> m.NewApiToken:
     """A token for this API."""
     row, secret = await services.access.make(body.role, body.label)

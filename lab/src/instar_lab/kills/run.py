@@ -1,0 +1,194 @@
+"""Runs the scenarios, records their points, and kills one fresh node at each.
+
+Two kinds of recovery: 'kept' leaves the keeper alone, which starts again whatever died (one that was itself
+killed is started by `instar start`, and adopts what lives on); 'started' kills
+everything of the node at that moment and starts the node again, as a boot would; there a second kill
+comes at a point of the recovery itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from instar.core.errors import InstarError, MachineError
+from instar.engine.journal import Journals
+from instar.host.clock import Clock
+from instar.host.layout import LINES, Layout
+from instar.host.line import Line
+from instar.host.records import read_quarantine
+from instar_lab import machine
+from instar_lab.kills.scenario import OLD, SCENARIOS, Point, Row, Scenario
+from instar_lab.node import Node
+from instar_lab.program import build, variants
+from instar_lab.program.wrappers.killed_at import FILE
+from instar_lab.server import LabServer
+
+AT_ONCE = 6
+KILLED_S = 30.0  # until the planned kill has happened
+SETTLED_S = 60.0  # until the node has come to rest by itself
+
+
+class Range:
+    """A server with the releases of all scenarios. Nodes are made below `folder`, one per run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = LabServer(folder / "server")
+        self.programs: dict[str, build.Program] = {}
+
+    def open(self) -> None:
+        self.server.create()
+        self.server.start()
+        self.programs[OLD] = variants.variant("killed-at", OLD)
+        for scenario in SCENARIOS:
+            self.programs[scenario.version] = variants.variant(scenario.variant, scenario.version)
+        for program in self.programs.values():
+            self.server.publish(program)
+        for scenario in SCENARIOS:
+            self.server.want(scenario.version, scenario.lines, scenario.group)
+            handed = self.folder / f"{scenario.name}.pyz"
+            self.server.hand_out(self.programs[OLD], self.server.token(1000, scenario.group), handed)
+
+    def close(self) -> None:
+        self.server.close()
+        machine.end_all_naming(self.folder, grace_s=1.0)
+
+    # --- recording
+
+    def points(self, scenario: Scenario) -> list[Point]:
+        """Every arrival at a named point in one undisturbed run, in order, repeated waits left out."""
+        node = self._node(scenario, f"r-{scenario.name}")
+        record = self.folder / f"record-{scenario.name}"
+        self._plan(node, [], record)
+        node.cli("start")
+        fault = self._settle(node, scenario)
+        node.end(1.0)
+        if fault:
+            raise MachineError("bad-recording", f"cannot record {scenario.name}: {fault}\n{node.logs()}")
+        counts: Counter[tuple[str, str]] = Counter()
+        found = []
+        for line in record.read_text().splitlines():
+            role, _, name = line.partition(" ")
+            counts[role, name] += 1
+            found.append(Point(role, name, counts[role, name]))
+        return found
+
+    # --- killing
+
+    def kill_all(self, runs: Iterable[tuple[Scenario, Point, Point | None]]) -> Iterator[Row]:
+        """One fresh node for each run, a few at a time."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            jobs = [pool.submit(self._kill, number, *run) for number, run in enumerate(runs)]
+            for job in jobs:
+                yield job.result()
+
+    def _kill(self, number: int, scenario: Scenario, point: Point, again: Point | None) -> Row:
+        began = time.monotonic()
+        node = self._node(scenario, f"k{number}")
+        how = "kept" if again is None else "started"
+        try:
+            self._plan(node, [point] if again is None else [point, again])
+            node.cli("start")
+            fault = self._wait_killed(node, 1)
+            if again is None and point.role == "keep":
+                node.cli("start")  # nobody keeps the keeper; it adopts what lives on
+            if again is not None and not fault:
+                machine.end_all_naming(node.state, grace_s=0.0)
+                node.cli("start")
+                self._wait_killed(node, 2)  # the recovery may be over before it comes to that point
+                machine.end_all_naming(node.state, grace_s=0.0)
+                node.cli("start")
+            fault = fault or self._settle(node, scenario)
+            outcome = self._outcome(node)
+            if fault:
+                fault = f"{fault}\n{node.logs()}"
+        except InstarError as error:
+            fault, outcome = f"{error.text}\n{node.logs()}", ""
+        finally:
+            node.end(1.0)
+        return Row(scenario.name, point, again, how, outcome, time.monotonic() - began, fault)
+
+    def _node(self, scenario: Scenario, name: str) -> Node:
+        node = Node(self.folder / name)
+        node.install(self.folder / f"{scenario.name}.pyz", scenario.settings, start=False)
+        return node
+
+    def _plan(self, node: Node, kills: list[Point], record: Path | None = None) -> None:
+        plan: dict[str, object] = {
+            "kills": [{"role": k.role, "point": k.name, "count": k.count} for k in kills],
+        }
+        if record is not None:
+            plan["record"] = str(record)
+        (node.state / FILE).write_text(json.dumps(plan))
+
+    def _wait_killed(self, node: Node, kills: int) -> str:
+        """Wait for that many planned kills; '' once they happened, or the node came to rest without."""
+        done = node.state / f"{FILE}.done"
+        end = time.monotonic() + KILLED_S
+        while time.monotonic() < end:
+            if done.exists() and done.stat().st_size >= kills:
+                return ""
+            if kills > 1 and rests(node.layout):
+                return ""
+            machine.pause(0.02)
+        return f"kill {kills} never happened"
+
+    def _settle(self, node: Node, scenario: Scenario) -> str:
+        """Wait until the node rests; '' when it is as it must be, else what is wrong."""
+        end = time.monotonic() + SETTLED_S
+        while time.monotonic() < end:
+            if done(node.layout, scenario) and not (fault := self._fault(node, scenario)):
+                machine.pause(0.3)
+                return self._fault(node, scenario)
+            machine.pause(0.1)
+        return self._fault(node, scenario) or "its transactions did not end"
+
+    def _fault(self, node: Node, scenario: Scenario) -> str:
+        running = Counter(seen.role for seen in node.running())
+        for role in LINES:
+            if running[role] != 1:
+                return f"{running[role]} processes run as {role}"
+        for seen in node.running():
+            allowed = {self.programs[version].digest for version in scenario.ends[seen.role]}
+            if seen.digest not in allowed:
+                return f"{seen.role} runs {seen.digest[:12]}, which is none of {scenario.ends[seen.role]}"
+            line = Line(node.layout.line(seen.role))
+            if not line.is_valid(line.current()):
+                return f"{seen.role}: the current release {line.current()!r} is not valid"
+            if seen.program.parent.name != line.current():
+                return f"{seen.role} runs {seen.program.parent.name}, current is {line.current()}"
+        return ""
+
+    def _outcome(self, node: Node) -> str:
+        lines = {role: Line(node.layout.line(role)).current().rpartition("-")[0] for role in LINES}
+        ends = [
+            f"{j.progress.begin.line} {j.progress.state.value}"
+            + (f" ({j.progress.reason.code})" if j.progress.reason else "")
+            for j in Journals(node.layout.journal, Clock()).read_all()
+        ]
+        return f"agent {lines['agent']}, updater {lines['updater']}; {', '.join(ends)}"
+
+
+def rests(layout: Layout) -> bool:
+    """Whether no transaction is open."""
+    journals = Journals(layout.journal, Clock()).read_all()
+    return bool(journals) and all(j.progress.finished for j in journals)
+
+
+def done(layout: Layout, scenario: Scenario) -> bool:
+    """Whether every wish of the scenario is met, or its release is in quarantine here."""
+    if not rests(layout):
+        return False
+    kept_out = {(name.partition(":")[0], e.version) for name, e in read_quarantine(layout.quarantine).items()}
+    for role in scenario.lines:
+        version = Line(layout.line(role)).current().rpartition("-")[0]
+        if version != scenario.version and (role, scenario.version) not in kept_out:
+            held = role == "agent" and ("updater", scenario.version) in kept_out
+            if not held:
+                return False
+    return True

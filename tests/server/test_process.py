@@ -1,0 +1,154 @@
+"""The process: a clean end, a sudden one, and what is refused at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from instar.core.errors import InputError
+from instar_server import settings
+from instar_server.main import initialise
+from instar_server.storage import migrate
+from instar_server.storage.schema import metadata
+from tests.server.test_history import event, send
+from tests.server.world import World, running
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> World:
+    """A server that the test may kill."""
+    world = World(tmp_path)
+    world.start()
+    return world
+
+
+def test_nothing_acknowledged_is_lost_when_killed(own: World) -> None:
+    """Kill it in the middle of acknowledging, several times; every acknowledged event is there afterwards."""
+    own.publish("1.0.0")
+    node = own.new_node()
+    own.want("group", "default", "1.0.0")
+    acknowledged: list[str] = []
+    for round_ in range(3):
+        stop = threading.Event()
+
+        def tell(round_: int = round_, stop: threading.Event = stop) -> None:
+            n = 0
+            with node.http() as http:
+                while not stop.is_set():
+                    n += 1
+                    body = {"v": 1, "events": [event(f"t{round_}", n, "staged")]}
+                    try:
+                        acknowledged.extend(http.post("/v1/node/events", json=body).json()["stored"])
+                    except httpx.TransportError:
+                        return
+
+        teller = threading.Thread(target=tell)
+        teller.start()
+        time.sleep(0.5)
+        own.kill()
+        stop.set()
+        teller.join(10)
+        own.start()
+    assert len(acknowledged) > 10
+    with own.api() as api:
+        found = api.get(f"/nodes/{node.id}/history", params={"limit": 1000}).json()
+        assert api.get("/releases").json()["releases"][0]["version"] == "1.0.0"
+    assert found["whole"] is True
+    assert set(acknowledged) <= {entry["id"] for entry in found["entries"]}
+    with node.http() as http:
+        assert http.get("/v1/node/wanted").json()["lines"]["agent"]["version"] == "1.0.0"
+    assert own.stop() == 0
+
+
+async def test_sigterm_tells_the_nodes_answers_who_waits_and_exits_with_0(own: World) -> None:
+    node = await asyncio.to_thread(own.new_node)
+    async with node.connected() as channel:
+        with node.http() as http:
+            query = {"line": "agent", "phase": "trial", "tx": "t", "digest": "0" * 96, "wait_s": 20}
+            question = asyncio.create_task(asyncio.to_thread(http.get, "/v1/node/verdict", params=query))
+            await asyncio.sleep(0.3)
+            started = time.monotonic()
+            stopped = asyncio.create_task(asyncio.to_thread(own.stop))
+            refused = await channel.read_type("refused")
+            assert refused["code"] == "server-stopping"
+            assert 0 < refused["retry_after_s"] < 120
+            assert (await channel.read())["t"] == "closed"
+            assert (await question).json()["verdict"] == "wait"
+        assert await stopped == 0
+        assert time.monotonic() - started < 8
+    assert not own.layout.ports.exists()
+    log = (own.folder / "server.log").read_text()
+    assert "Traceback" not in log, log
+    await asyncio.to_thread(own.start)
+    try:
+        seen = await asyncio.to_thread(own.node, node.id)
+        assert seen["agent"]["version"] == "1.0.0"  # written before the end
+        assert seen["state"] == "offline"
+        assert send(node, event("t", 1, "staged")).status_code == 200
+    finally:
+        own.kill()
+
+
+def test_the_folder_is_private_and_init_overwrites_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for path in (
+        world.layout.ca / "key.pem",
+        world.layout.admin_token,
+        world.layout.certificate,
+        world.layout.database,
+    ):
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert world.layout.admin_token.read_text().strip() == world.admin
+    assert world.admin.encode() not in world.layout.database.read_bytes()
+    with pytest.raises(InputError, match="exists"):
+        initialise(world.layout, settings.load(world.layout), tmp_path / "root.json", tmp_path / "online")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gateway_port": -1}, {"gateway_port": "x"}, {"ping_s": 0}, {"nonsense": 1}, {"hosts": []},
+        {"insecure_http": True, "bind": "0.0.0.0"}, {"ping_s": True},
+    ],
+)  # fmt: skip
+def test_bad_settings_are_named(values: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="cannot use the test"):
+        settings.check(dict(values), "the test")
+
+
+def test_settings_survive_a_round(tmp_path: Path) -> None:
+    layout = settings.Layout(tmp_path)
+    wanted = settings.check(
+        {"hosts": ['a"b', "::1"], "ping_s": 5, "public_gateway": "https://x:1"}, "the test"
+    )
+    settings.save(layout, wanted)
+    assert settings.load(layout) == wanted
+    assert settings.load(layout, gateway_port=0, api_port=None).gateway_port == 0
+
+
+def test_the_migrations_make_the_schema_that_the_code_knows(tmp_path: Path) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    from sqlalchemy import create_engine
+
+    path = tmp_path / "fresh.db"
+    migrate.upgrade(path)
+    migrate.upgrade(path)  # again is no error
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_the_api_over_plain_http_on_loopback_only(tmp_path: Path) -> None:
+    with running(tmp_path, insecure_http=True) as world:
+        assert world.ports["api"].startswith("http://")
+        assert httpx.get(f"{world.ports['api']}/api/v1/ready", trust_env=False).json()["ok"] is True
+        assert os.path.exists(world.layout.ports)
+        assert world.stop() == 0
