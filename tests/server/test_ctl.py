@@ -64,7 +64,12 @@ def test_a_walk(world: World, tmp_path: Path) -> None:
     assert ctl(world, "nodes", "revoke", node.id, "--why", "sold").returncode == 0
     assert data(world, "nodes", "show", node.id)["state"] == "revoked"
     assert ctl(world, "tokens", "revoke", made["id"]).returncode == 0
-    assert {role["role"] for role in data(world, "trust", "status")} == {"root", "targets", "snapshot", "timestamp"}
+    assert {role["role"] for role in data(world, "trust", "status")} == {
+        "root",
+        "targets",
+        "snapshot",
+        "timestamp",
+    }
     assert "1.1.0" in ctl(world, "releases", "list").stdout
 
 
@@ -92,7 +97,12 @@ def test_login_remembers_where_and_not_the_secret(world: World, tmp_path: Path) 
     config = tmp_path / "c" / "instarctl.toml"
     words = ["--server", world.ports["api"], "--token", str(world.layout.admin_token)]
     words += ["--ca", str(world.layout.ca / "ca.pem")]
-    empty = {"INSTARCTL_SERVER": "", "INSTARCTL_TOKEN_FILE": "", "INSTARCTL_CA": "", "INSTARCTL_CONFIG": str(config)}
+    empty = {
+        "INSTARCTL_SERVER": "",
+        "INSTARCTL_TOKEN_FILE": "",
+        "INSTARCTL_CA": "",
+        "INSTARCTL_CONFIG": str(config),
+    }
     assert ctl(world, "login", *words, **empty).returncode == 0
     assert world.admin not in config.read_text()
     done = ctl(world, "status", **empty)
@@ -101,7 +111,11 @@ def test_login_remembers_where_and_not_the_secret(world: World, tmp_path: Path) 
 
 def test_access_is_put_together_from_what_is_given(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("secret\n")
-    environment = {"INSTARCTL_CONFIG": str(tmp_path / "none"), "INSTARCTL_SERVER": "https://a:1/", "INSTARCTL_TOKEN": "x"}
+    environment = {
+        "INSTARCTL_CONFIG": str(tmp_path / "none"),
+        "INSTARCTL_SERVER": "https://a:1/",
+        "INSTARCTL_TOKEN": "x",
+    }
     found = find_access(None, None, None, environment)
     assert (found.server, found.token) == ("https://a:1", "x")
     found = find_access("https://b:2", tmp_path / "t", None, environment)

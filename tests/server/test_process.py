@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +20,7 @@ from instar_server.main import initialise
 from instar_server.storage import migrate
 from instar_server.storage.schema import metadata
 from tests.server.test_history import event, send
-from tests.server.world import World, running
+from tests.server.world import ROOT, World, running
 
 
 @pytest.fixture
@@ -93,6 +96,33 @@ async def test_sigterm_tells_the_nodes_answers_who_waits_and_exits_with_0(own: W
         assert send(node, event("t", 1, "staged")).status_code == 200
     finally:
         own.kill()
+
+
+def test_what_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
+    with running(tmp_path) as world:
+        second = run_server(world, "--gateway-port", "0")
+        assert (second.returncode, "[repository-in-use]" in second.stderr) == (4, True), second.stderr
+        world.stop()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            for name in ("--gateway-port", "--api-port"):
+                busy = run_server(world, name, port)
+                assert (busy.returncode, "[cannot-listen]" in busy.stderr) == (4, True), busy.stderr
+        assert not world.layout.ports.exists()
+    nowhere = World.__new__(World)
+    nowhere.layout = settings.Layout(tmp_path / "nowhere")
+    lost = run_server(nowhere)
+    assert (lost.returncode, "[not-initialised]" in lost.stderr) == (2, True)
+
+
+def run_server(world: World, *words: str) -> subprocess.CompletedProcess[str]:
+    """One that ends by itself."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part / "src") for part in ("node", "server")),
+    }
+    command = [sys.executable, "-m", "instar_server.main", "run", "--data", str(world.layout.data), *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_the_folder_is_private_and_init_overwrites_nothing(tmp_path: Path) -> None:

@@ -65,18 +65,31 @@ class Server:
         renew_server_certificate(layout, settings, self._ca, now())
         self._tls = tls_context(layout.certificate, self._ca.pem)
         self.repository = Repository.open(layout.trust, load_online(layout.online), moment(now()))
+        for left in self.repository.blob_staging().glob(".upload-*"):
+            left.unlink()  # an upload that a kill cut short
         self._database = Database(layout.database)
-        self._wire()
+        try:
+            self._wire()
+            await self._listen()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def _listen(self) -> None:
+        settings = self.settings
         await self._standing.warm()
         self.gateway_port = await self._gateway.start(settings.bind, settings.gateway_port, self._tls)
-        self._programs.server = (
-            settings.public_gateway or f"https://{url_host(settings.hosts[0])}:{self.gateway_port}"
-        )
+        host = url_host(settings.hosts[0])
+        self._programs.server = settings.public_gateway or f"https://{host}:{self.gateway_port}"
         self.api_port = await self._web.start(settings.bind, settings.api_port)
         work = (self._observations.run(), self._channels.sweep(), self._gateway.tend(), self._scheduler.run())
         self._tasks = [asyncio.create_task(each) for each in work]
-        make_folder(layout.ports.parent)
-        write_atomic(layout.ports, json.dumps(self.ports()).encode())
+        make_folder(self.layout.ports.parent)
+        write_atomic(self.layout.ports, json.dumps(self.ports()).encode())
+
+    async def _close(self) -> None:
+        await self._database.close()
+        self.repository.close()
 
     def ports(self) -> dict[str, object]:
         """What run/ports.json holds: where to find this server."""
@@ -148,8 +161,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._observations.close()
-        await self._database.close()
-        self.repository.close()
+        await self._close()
         self.layout.ports.unlink(missing_ok=True)
 
     async def broken(self) -> None:

@@ -45,6 +45,26 @@ class WrongEnd(MachineError):
     """A node is not where the script says that it must be."""
 
 
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """One node as the server knows it: its state, and its history, oldest first."""
+
+    seen: NodeSeen
+    events: list[dict[str, Any]]
+
+    def runs(self, program: build.Program) -> bool:
+        """Whether it is connected and on `program` with both lines."""
+        digests = (self.seen.agent, self.seen.updater)
+        return self.seen.state == "connected" and digests == (program.digest, program.digest)
+
+    def ended(self, step: Step, phase: str) -> set[str]:
+        """The lines whose transactions to this step's release ended so; empty while one has not."""
+        last = {e["tx"]: e for e in self.events if e["version"] == step.version and e["tx"]}
+        if any(event["phase"] != phase for event in last.values()):
+            return set()
+        return {event["line"] for event in last.values()}
+
+
 @dataclass(slots=True)
 class Demo:
     """One run. `fleet` is started and ended by the caller."""
@@ -86,24 +106,25 @@ class Demo:
     def _play(self, step: Step, entry: StepReport) -> None:
         program = self._build(step)
         archive = self.fleet.server.publish(program)
+        if step.altered:
+            self.fleet.server.alter(archive)
+        self.fleet.server.want(step.version, step.lines, GROUP)
         if step is STEPS[0]:
-            self.fleet.server.want(step.version, step.lines, GROUP)
             self.fleet.add_nodes(program, SETTINGS)
-            self._wait_all(lambda node, seen: runs(seen, program), f"every node on {step.version}")
+            self._wait_all(lambda glimpse: glimpse.runs(program), f"every node on {step.version}")
             entry.outcome, entry.reason = "installed", "enrolled with a token"
+        elif step.moves:
+            self._wait_all(
+                lambda glimpse: glimpse.runs(program) and glimpse.ended(step, "confirmed") == set(step.lines),
+                f"every node on {step.version}",
+            )
+            entry.outcome, entry.reason = "updated", "rehearsed, on trial, confirmed"
         else:
-            if step.altered:
-                self.fleet.server.alter(archive)
-            self.fleet.server.want(step.version, step.lines, GROUP)
-            if step.moves:
-                self._wait_all(lambda node, seen: runs(seen, program), f"every node on {step.version}")
-                entry.outcome, entry.reason = "updated", "rehearsed, on trial, confirmed"
-            else:
-                self._wait_all(
-                    lambda node, seen: self._gave_up(node, step), f"every node to give {step.version} up"
-                )
-                entry.reason = self._why(step)
-                entry.outcome = "reverted" if self._was_on_trial(step) else "refused"
+            self._wait_all(
+                lambda glimpse: bool(glimpse.ended(step, "reverted")), f"every node to give {step.version} up"
+            )
+            entry.reason = self._why(step)
+            entry.outcome = "reverted" if self._was_on_trial(step) else "refused"
         self._check(step, entry)
 
     def _build(self, step: Step) -> build.Program:
@@ -111,16 +132,15 @@ class Demo:
         self.programs[step.version] = made
         return made
 
-    def _wait_all(self, arrived: Callable[[Node, NodeSeen], bool], what: str) -> None:
+    def _wait_all(self, arrived: Callable[[Glimpse], bool], what: str) -> None:
         """Wait until every node has arrived and has stayed so for SETTLED_S; draws the table meanwhile."""
         since: list[float] = []
 
         def look() -> bool:
             self.fleet.check_server()
-            seen = self.fleet.seen()
-            self.view.show([self._row(node, seen.get(node.id)) for node in self.fleet.nodes])
-            there = [node.id in seen and arrived(node, seen[node.id]) for node in self.fleet.nodes]
-            if not all(there):
+            glimpses = self._glimpses()
+            self.view.show([self._row(glimpse) for glimpse in glimpses])
+            if len(glimpses) < len(self.fleet.nodes) or not all(map(arrived, glimpses)):
                 since.clear()
                 return False
             since.append(time.monotonic())
@@ -128,12 +148,11 @@ class Demo:
 
         machine.wait_for(look, what, STEP_S, self._what_is_there, every_s=0.2)
 
-    def _gave_up(self, node: Node, step: Step) -> bool:
-        """Whether the node is done with a bad release: some line reverted it, and none is at work."""
-        events = self.fleet.server.history(node.id)
-        ours = [event for event in events if event["version"] == step.version and event["tx"]]
-        last: dict[str, str] = {event["tx"]: event["phase"] for event in ours}
-        return bool(last) and all(phase == "reverted" for phase in last.values())
+    def _glimpses(self) -> list[Glimpse]:
+        """What the server knows now of each node that has enrolled."""
+        seen = self.fleet.seen()
+        ids = [node.id for node in self.fleet.nodes]
+        return [Glimpse(seen[id_], self.fleet.server.history(id_)) for id_ in ids if id_ in seen]
 
     # --- what is checked
 
@@ -194,12 +213,10 @@ class Demo:
 
     # --- what is shown
 
-    def _row(self, node: Node, seen: NodeSeen | None) -> Row:
-        if seen is None:
-            return Row(node.id or node.name, "never-seen", "", "", "")
-        events = self.fleet.server.history(node.id)
+    def _row(self, glimpse: Glimpse) -> Row:
+        seen, events = glimpse.seen, glimpse.events
         agent, updater = (self._name(digest) for digest in (seen.agent, seen.updater))
-        return Row(node.id, seen.state, agent, updater, describe(events[-1]) if events else "")
+        return Row(seen.id, seen.state, agent, updater, describe(events[-1]) if events else "")
 
     def _name(self, digest: str) -> str:
         for version, program in self.programs.items():
@@ -214,14 +231,8 @@ class Demo:
         return f"{entry.outcome} by {count} nodes, all on {GOOD}: {entry.reason}"
 
     def _what_is_there(self) -> str:
-        seen = self.fleet.seen()
-        rows = [self._row(node, seen.get(node.id)) for node in self.fleet.nodes]
+        rows = map(self._row, self._glimpses())
         return "; ".join(f"{r.node} {r.state} agent {r.agent} updater {r.updater}: {r.doing}" for r in rows)
-
-
-def runs(seen: NodeSeen, program: build.Program) -> bool:
-    """Whether the server sees the node connected and on `program` with both lines."""
-    return seen.state == "connected" and (seen.agent, seen.updater) == (program.digest, program.digest)
 
 
 def check_processes(node: Node, expected: build.Program) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,6 +11,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+LONG_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class View:
                 self._print(f"    {row.node}  {row.doing}")
 
     def _print(self, text: str, style: str = "") -> None:
+        """Long hexadecimal digests are cut: the report and the history have them whole."""
+        text = LONG_DIGEST.sub(r"\1…", text)
         self._console.print(Text(text, style=style), soft_wrap=True)
 
 

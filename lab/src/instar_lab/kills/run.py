@@ -8,6 +8,7 @@ comes at a point of the recovery itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -90,28 +91,38 @@ class Range:
     def _kill(self, number: int, scenario: Scenario, point: Point, again: Point | None) -> Row:
         began = time.monotonic()
         node = self._node(scenario, f"k{number}")
-        how = "kept" if again is None else "started"
+        how, outcome, reached = "kept" if again is None else "started", "", True
         try:
             self._plan(node, [point] if again is None else [point, again])
-            node.cli("start")
-            fault = self._wait_killed(node, 1)
+            self._start(node)
+            reached = self._killed(node, scenario, 1)
             if again is None and point.role == "keep":
-                node.cli("start")  # nobody keeps the keeper; it adopts what lives on
-            if again is not None and not fault:
-                machine.end_all_naming(node.state, grace_s=0.0)
-                node.cli("start")
-                self._wait_killed(node, 2)  # the recovery may be over before it comes to that point
-                machine.end_all_naming(node.state, grace_s=0.0)
-                node.cli("start")
-            fault = fault or self._settle(node, scenario)
+                self._start(node)  # nobody keeps the keeper; it adopts what lives on
+            if again is not None and reached:
+                self._boot(node)
+                self._killed(node, scenario, 2)
+                self._boot(node)
+            fault = self._settle(node, scenario)
             outcome = self._outcome(node)
-            if fault:
-                fault = f"{fault}\n{node.logs()}"
         except InstarError as error:
-            fault, outcome = f"{error.text}\n{node.logs()}", ""
+            fault = error.text
         finally:
+            logs = node.logs()
             node.end(1.0)
-        return Row(scenario.name, point, again, how, outcome, time.monotonic() - began, fault)
+        took = time.monotonic() - began
+        return Row(
+            scenario.name, point, again, how, outcome, took, f"{fault}\n{logs}" if fault else "", reached
+        )
+
+    def _boot(self, node: Node) -> None:
+        """Everything of the node ends at once, and it is started as after a boot."""
+        machine.end_all_naming(node.state, grace_s=0.0)
+        self._start(node)
+
+    def _start(self, node: Node) -> None:
+        """As `instar start`; whether the daemons stay up is another question here."""
+        with contextlib.suppress(MachineError):
+            node.cli("start")
 
     def _node(self, scenario: Scenario, name: str) -> Node:
         node = Node(self.folder / name)
@@ -126,23 +137,23 @@ class Range:
             plan["record"] = str(record)
         (node.state / FILE).write_text(json.dumps(plan))
 
-    def _wait_killed(self, node: Node, kills: int) -> str:
-        """Wait for that many planned kills; '' once they happened, or the node came to rest without."""
-        done = node.state / f"{FILE}.done"
+    def _killed(self, node: Node, scenario: Scenario, kills: int) -> bool:
+        """Wait until that many planned kills have happened; False when the node came to its end without."""
+        marks = node.state / f"{FILE}.done"
         end = time.monotonic() + KILLED_S
         while time.monotonic() < end:
-            if done.exists() and done.stat().st_size >= kills:
-                return ""
-            if kills > 1 and rests(node.layout):
-                return ""
+            if marks.exists() and marks.stat().st_size >= kills:
+                return True
+            if done(node.layout, scenario):
+                return False
             machine.pause(0.02)
-        return f"kill {kills} never happened"
+        return False
 
     def _settle(self, node: Node, scenario: Scenario) -> str:
         """Wait until the node rests; '' when it is as it must be, else what is wrong."""
         end = time.monotonic() + SETTLED_S
         while time.monotonic() < end:
-            if done(node.layout, scenario) and not (fault := self._fault(node, scenario)):
+            if done(node.layout, scenario) and not self._fault(node, scenario):
                 machine.pause(0.3)
                 return self._fault(node, scenario)
             machine.pause(0.1)

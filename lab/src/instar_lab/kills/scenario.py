@@ -77,3 +77,4 @@ class Row:
     outcome: str  # what runs on both lines, and how the transactions ended
     seconds: float
     fault: str = ""  # what was wrong; '' is as it must be
+    reached: bool = True  # some arrivals depend on who is quicker, and do not come in each run

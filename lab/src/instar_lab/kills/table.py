@@ -51,7 +51,11 @@ def runs_of(scenario: Scenario, points: Sequence[Point]) -> list[tuple[Scenario,
 
 
 def document(rows: Sequence[Row]) -> str:
-    parts = [INTRO, f"{len(rows)} runs, {len({(r.scenario, r.point) for r in rows})} points.\n"]
+    absent = len(rows)
+    rows = [row for row in rows if row.reached]
+    absent -= len(rows)
+    parts = [INTRO, f"{len(rows)} runs at {len({(r.scenario, r.point) for r in rows})} points. "]
+    parts.append(f"{absent} more runs never came to their point, which depends on who is quicker.\n")
     for scenario in SCENARIOS:
         parts.append(f"\n## {scenario.name}: {', '.join(scenario.lines)} to {scenario.version}\n\n")
         parts.append("| killed: role | at | recovery | killed again at | outcome |\n|---|---|---|---|---|\n")

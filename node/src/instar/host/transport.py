@@ -150,7 +150,8 @@ class Transport:
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
             code = "not-found" if response.status == 404 else "refused"
             message = f"{path}: HTTP status {response.status}"
-        self.close()
+        if response.length:
+            self.close()  # more to come than a fault's few words: the connection is of no more use
         if response.status == 429 or response.status >= 500:
             return ServerUnreachable("server-busy", f"cannot use the server now: {message}")
         return ServerRefused(code, message)

@@ -18,10 +18,10 @@ from instar.core.recovery import Observation
 from instar.core.releases import Release, version_of
 from instar.core.transaction import DEADLINE_S, Step
 from instar.core.trial import Lease, read_health
-from instar.engine.children import run_program
 from instar.engine.fetch import Limits, fetch
 from instar.engine.target import Failed, Notes, NotNow, Outcome
 from instar.host import processes, trials
+from instar.host.children import run_program
 from instar.host.disks import check_flags, check_space
 from instar.host.files import make_folder, remove_tree
 from instar.host.line import MANIFEST, Line

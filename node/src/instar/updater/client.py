@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from instar.core.errors import MachineError, ServerUnreachable, TrustError
 from instar.core.journal import Reason
 from instar.core.wish import Wanted, read_wanted
-from instar.engine.children import run_program
+from instar.host.children import run_program
 from instar.host.layout import Layout
 from instar.host.program import Program
 from instar.host.transport import Transport

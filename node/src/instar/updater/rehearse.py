@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 from instar.core.errors import InputError, ReleaseError
-from instar.engine.children import run
 from instar.engine.journal import Journals
 from instar.host import trials
+from instar.host.children import run
 from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
 from instar.host.line import Line

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from instar.core.errors import MachineError
 from instar_server.gateway.answers import Handler, errors
 from instar_server.gateway.artifacts import Artifacts
 from instar_server.gateway.channels import Channels
@@ -65,7 +66,7 @@ class Gateway:
         return arrived
 
     async def start(self, host: str, port: int, context: ssl.SSLContext) -> int:
-        """Listen. The port, for `port` 0 whichever was free."""
+        """Listen. The port, for `port` 0 whichever was free. Raises MachineError `cannot-listen`."""
         await self._runner.setup()
         make = self._runner.server
         assert make is not None
@@ -75,16 +76,21 @@ class Gateway:
             self._newcomers[protocol] = self._now()
             return protocol
 
-        self._server = await asyncio.get_running_loop().create_server(
-            newcomer,
-            host,
-            port,
-            ssl=context,
-            ssl_handshake_timeout=HANDSHAKE_S,
-            ssl_shutdown_timeout=2.0,
-            backlog=4096,
-            family=socket.AF_UNSPEC,
-        )
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                newcomer,
+                host,
+                port,
+                ssl=context,
+                ssl_handshake_timeout=HANDSHAKE_S,
+                ssl_shutdown_timeout=2.0,
+                backlog=4096,
+                family=socket.AF_UNSPEC,
+            )
+        except OSError as error:
+            raise MachineError(
+                "cannot-listen", f"cannot listen on {host}:{port}: {error.strerror}"
+            ) from error
         return int(self._server.sockets[0].getsockname()[1])
 
     async def tend(self) -> None:

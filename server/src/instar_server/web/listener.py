@@ -15,6 +15,9 @@ from fastapi import FastAPI
 from instar.core.errors import MachineError
 
 
+MOST_CONNECTIONS = 512
+
+
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -34,6 +37,7 @@ class WebListener:
             lifespan="off",
             ws="none",
             server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=2,
             ssl_certfile=certificate,
         )
