@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from instar.core.errors import InputError
 from instar_server.ctl.client import find_access
 from instar_server.ctl.output import when
 from instar_server.ctl.tokens import seconds
-
 from tests.server.test_history import event, send
 from tests.server.world import ROOT, World
 

@@ -159,15 +159,13 @@ class Demo:
     def _check(self, step: Step, entry: StepReport) -> None:
         """By /proc, by the server, and by each node's own history. Raises WrongEnd."""
         expected = self.programs[step.version if step.moves else GOOD]
-        seen = self.fleet.seen()
         for node in self.fleet.nodes:
             check_processes(node, expected)
-            if not runs(seen[node.id], expected):
-                text = (
-                    f"{node.id}: the server sees {seen[node.id]}, expected {expected.version} on both lines"
-                )
-                raise WrongEnd("wrong-release", text)
             self._check_history(node, step)
+        for glimpse in self._glimpses():
+            if not glimpse.runs(expected):
+                text = f"expected {expected.version} on both lines, the server sees {glimpse.seen}"
+                raise WrongEnd("wrong-release", text)
         if not step.moves and (entry.outcome == "reverted") != step.trial:
             raise WrongEnd(
                 "wrong-outcome", f"{step.version} was {entry.outcome}, which is not how it must fail"

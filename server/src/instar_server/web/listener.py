@@ -14,7 +14,6 @@ from fastapi import FastAPI
 
 from instar.core.errors import MachineError
 
-
 MOST_CONNECTIONS = 512
 
 

@@ -1,0 +1,26 @@
+"""Documents that are made from the code say what the code says."""
+
+from __future__ import annotations
+
+from instar.core.settings import BOUNDS
+from instar.core.transaction import Step
+from instar_lab import docs
+from instar_lab.kills.table import DOCUMENT
+
+
+def test_the_transaction_document_is_the_table() -> None:
+    assert docs.TRANSACTION.read_text() == docs.transaction(), "run: python -m instar_lab.docs"
+
+
+def test_every_setting_is_documented() -> None:
+    text = (docs.ROOT / "docs" / "configuration.md").read_text()
+    missing = [key for key in [*BOUNDS, "network.proxy"] if f"`{key}`" not in text]
+    assert not missing
+
+
+def test_the_kill_points_name_every_step() -> None:
+    text = DOCUMENT.read_text()
+    for step in Step:
+        for side in ("before", "after"):
+            assert f"journal:{step.value}:intent:{side}" in text
+            assert f"step:{step.value}:before" in text
