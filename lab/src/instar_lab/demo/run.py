@@ -33,7 +33,7 @@ cap_s = 60.0
 attempts = 2
 
 [rehearsal]
-within_s = 4.0
+within_s = 5.0
 
 [updater]
 retry_floor_s = 0.3

@@ -11,6 +11,14 @@ from instar.core.releases import Release
 ORDER = ("updater", "agent")  # the updater first, confirmed, then the agent
 
 
+FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 3600.0
+
+
+def after_failures(count: int) -> float:
+    """Seconds to wait after `count` blameless failures of one release in a row: 5, 10, 20 … 3,600."""
+    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** max(0, min(count, 20) - 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """One line's wanted release. `generation` grows with each wish of the operator."""

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from instar.core.errors import InstarError, MachineError
+from instar.core.errors import InputError, MachineError
 
 MOST_BYTES = 65_536  # of one line
 
@@ -17,7 +17,7 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]
     """Send one request, return its answer.
 
     Raises MachineError `no-answer` when nobody listens, or nothing comes within `timeout_s`;
-    InstarError with the daemon's own code when it says no.
+    InputError with the daemon's own code when it says no.
     """
     end = time.monotonic() + timeout_s
     line = b""
@@ -40,5 +40,5 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]
     if not answer.get("ok"):
         said = answer.get("error")
         fault = said if isinstance(said, dict) else {}
-        raise InstarError(str(fault.get("code", "refused")), str(fault.get("text", "it said no")))
+        raise InputError(str(fault.get("code", "refused")), str(fault.get("text", "it said no")))
     return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import uuid
@@ -12,11 +13,11 @@ from dataclasses import dataclass, replace
 from instar.core import quarantine
 from instar.core.backoff import Backoff
 from instar.core.errors import InputError, InstarError
-from instar.core.journal import Begin, Reason
+from instar.core.journal import Begin, Progress, Reason
 from instar.core.releases import Release
 from instar.core.settings import UpdaterSettings
 from instar.core.transaction import State
-from instar.core.wish import Wanted, Wish
+from instar.core.wish import Wanted, Wish, after_failures
 from instar.engine.driver import BEFORE_ACTIVATION, Follower, abandon, drive
 from instar.engine.journal import Journal, Journals
 from instar.engine.target import NotNow
@@ -27,6 +28,7 @@ from instar.host.line import Line
 from instar.host.records import read_quarantine
 from instar.targets.release import ReleaseTarget
 from instar.updater.client import ServerClient
+from instar.updater.tidy import tidy
 
 KEPT_JOURNALS = 50
 OLDEST_S = 86400.0  # for a transaction that has not been activated
@@ -58,6 +60,7 @@ class Loop:
         self.layout, self.clock, self.targets, self.client = layout, clock, targets, client
         self.follower, self.settings, self.orders = follower, settings, orders
         self.journals = Journals(layout.journal, clock)
+        self._retry_s = math.inf  # until a wish that waits after a failure may be tried again
         self.backoff = Backoff(settings.retry_floor_s, 2.0, settings.retry_cap_s)
 
     def round(self) -> float:
@@ -65,7 +68,9 @@ class Loop:
 
         Raises HandOver when this process must become another release.
         """
+        self._retry_s = math.inf
         try:
+            tidy(self.layout, self.journals, self.targets)
             self._drive_open(active_only=True)
             self._rollback()
             wanted = self.client.wanted()
@@ -81,7 +86,7 @@ class Loop:
             log.warning("%s", error.text)
             return self.backoff.next(random.random())
         self.backoff.reset()
-        return (self.settings.poll_s or wanted.poll_s) * random.uniform(0.9, 1.1)
+        return min(self._retry_s, (self.settings.poll_s or wanted.poll_s) * random.uniform(0.9, 1.1))
 
     def wait(self, seconds: float) -> bool:
         """Wait to be woken, at most `seconds`; whether somebody did."""
@@ -135,7 +140,7 @@ class Loop:
         line = self.targets[wish.line].line
         if line.current() == wish.release.name:
             return
-        if self._kept_out(wish) or self._waits_for_updater(wish, wanted):
+        if self._kept_out(wish) or self._waits_for_updater(wish, wanted) or self._too_soon(wish):
             return
         log.info("%s: from %s to %s", wish.line, line.current(), wish.release.name)
         begin = self._begin(line, wish.line, wish.release.version, wish.release.digest, "wish")
@@ -150,6 +155,21 @@ class Loop:
         if entry is not None:
             log.info("%s %s is in quarantine: %s", wish.line, wish.release.version, entry.reason.text)
         return entry is not None
+
+    def _too_soon(self, wish: Wish) -> bool:
+        """After failures that were not the release's fault (no space, say), each next try waits longer."""
+        ends: list[float] = []
+        for journal in self.journals.read_all():
+            progress = journal.progress
+            if (progress.begin.line, progress.begin.digest) == (wish.line, wish.release.digest):
+                ends = [*ends, journal.records[-1].at.wall] if _failed_blameless(progress) else []
+        if not ends:
+            return False
+        left_s = ends[-1] + after_failures(len(ends)) - self.clock.wall()
+        if 0 < left_s <= after_failures(len(ends)):  # a clock that went back makes nobody wait
+            self._retry_s = min(self._retry_s, left_s)
+            return True
+        return False
 
     def _waits_for_updater(self, wish: Wish, wanted: Wanted) -> bool:
         """The updater goes first: a release that it could not take is not given to the agent."""
@@ -189,6 +209,12 @@ def previous_release(target: ReleaseTarget) -> Release:
         )
         raise InputError("nothing-to-roll-back-to", text)
     return target.release_of(name)
+
+
+def _failed_blameless(progress: Progress) -> bool:
+    """Whether it was put back although nothing is wrong with the release."""
+    superseded = progress.reason is not None and progress.reason.code == "superseded"
+    return progress.state is State.REVERTED and not progress.data.get("blame", True) and not superseded
 
 
 def _reason_too_old() -> Reason:
