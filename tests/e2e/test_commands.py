@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from instar.trust.embedded import read_embedded
-from instar.trust.program import join_program, split_program
+from instar.trust.program import split_program
 from tests.e2e.conftest import LINES, NEW, OLD, Stage, cli, code_of, command, said, settled, updates
 
 
@@ -118,7 +118,7 @@ def test_install_refuses_and_leaves_nothing(stage: Stage) -> None:
         ("dot", comment.replace(b".", b"!"), (2, "bad-comment")),
     ):
         path = stage.folder / f"{name}.pyz"
-        path.write_bytes(join_program(program, data))
+        path.write_bytes(program[:-2] + len(data).to_bytes(2, "little") + data)
         assert refused(path) == expected, name
         assert not state.exists()
     assert refused(good, "--pin", "0" * 64) == (3, "wrong-pin")

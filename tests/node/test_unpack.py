@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import tarfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from instar.core.errors import InstarError, TrustError
 from instar.host.files import DISK
 from instar.targets.unpack import unpack
-from tests.node.world import Built, Node, build, manifest, member, program, tar_gz
+from tests.node.world import UNSYNCED, Built, Node, build, manifest, member, program, tar_gz
 
 NEW = build("1.1.0")
 PROGRAM = NEW.files["instar.pyz"]
@@ -23,6 +24,11 @@ DIGEST = NEW.release.digest
 def with_files(files: dict[str, bytes], *extra: tuple[tarfile.TarInfo, bytes], **changes: object) -> bytes:
     said = manifest(files, "1.1.0", DIGEST, **changes)
     return tar_gz([member("manifest.json", said), *(member(p, b) for p, b in files.items()), *extra])
+
+
+def with_listed(entry: dict[str, object]) -> bytes:
+    said = json.dumps({**json.loads(manifest({}, "1.1.0", DIGEST)), "files": [entry]}).encode()
+    return tar_gz([member("manifest.json", said), member("instar.pyz", PROGRAM)])
 
 
 def listed(path: str, *, size: int = 1, sha256: str = "0" * 64, mode: str = "0644") -> dict[str, object]:
@@ -77,7 +83,9 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     "wrong bytes": lambda: changed("doc/notes.txt", b"NOTES of 1.1.0"),
     "another program": lambda: with_files({**good(), "instar.pyz": program("evil", "1.1.0")}),
     "no program": lambda: with_files({"doc/notes.txt": b"x"}),
-    "manifest of another version": lambda: with_files(good(), version="1.2.0"),
+    "manifest of another version": lambda: tar_gz([
+        member("manifest.json", manifest(good(), "1.2.0", DIGEST)), *(member(p, b) for p, b in good().items())
+    ]),
     "manifest of another digest": lambda: with_files(good(), program_digest="0" * 96),
     "manifest of a newer format": lambda: with_files(good(), format=2),
     "manifest that is no JSON": lambda: tar_gz([member("manifest.json", b"{")]),
@@ -85,8 +93,8 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
     "manifest not first": lambda: tar_gz([
         member("instar.pyz", PROGRAM), member("manifest.json", manifest(good(), "1.1.0", DIGEST))
     ]),
-    "manifest with a setuid mode": lambda: with_files(good(), files=[listed("instar.pyz", mode="4755")]),
-    "huge promise": lambda: with_files(good(), files=[listed("instar.pyz", size=1 << 50)]),
+    "manifest with a setuid mode": lambda: with_listed(listed("instar.pyz", mode="4755")),
+    "huge promise": lambda: with_listed(listed("instar.pyz", size=1 << 50)),
     "no files": lambda: tar_gz([]),
     "no gzip": lambda: b"plain bytes",
     "nothing": lambda: b"",
@@ -116,9 +124,18 @@ def test_an_attack_is_refused_and_leaves_nothing_valid(node: Node, attack: str) 
     refused(node, ATTACKS[attack]())
 
 
-def test_an_archive_cut_anywhere_is_refused(node: Node) -> None:
+def test_an_archive_cut_anywhere_is_refused_unless_all_files_are_there(node: Node) -> None:
+    path = node.layout.staging / "archive"
     for cut in range(0, len(NEW.archive), 7):
-        refused(node, NEW.archive[:cut])
+        path.write_bytes(NEW.archive[:cut])
+        try:
+            unpack(path, node.line, NEW.release, UNSYNCED)
+        except TrustError:
+            assert not node.line.is_valid(NEW.name)
+        else:  # only padding was cut off
+            node.line.check(NEW.name)
+            assert cut > len(NEW.archive) - 40
+            node.line.remove_release(NEW.name)
 
 
 def test_a_bomb_is_not_blown_up(node: Node) -> None:

@@ -294,7 +294,7 @@ class Quiet:
 class Node:
     """One node's state folder, on release 1.0.0 (`old`), with 1.1.0 (`new`) on offer."""
 
-    def __init__(self, state: Path, disk: Disk = DISK, new: Built | None = None) -> None:
+    def __init__(self, state: Path, disk: Disk = DISK, new: Built | None = None, install: bool = True) -> None:
         self.layout, self.disk = Layout(state), disk
         self.clock = FakeClock()
         self.old, self.new = build("1.0.0"), new or build("1.1.0")
@@ -306,7 +306,8 @@ class Node:
         self.connected = True
         self.said: Callable[[], dict[str, Any] | bytes | None] = self._healthy
         self.agent: FakeAgent | None = None
-        self._install()
+        if install:
+            self._install()
 
     def _install(self) -> None:
         for folder in ("journal", "staging", "run"):

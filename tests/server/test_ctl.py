@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from instar.core.errors import InputError
 from instar_server.ctl.client import find_access
+from instar_server.ctl.main import app
 from instar_server.ctl.output import when
 from instar_server.ctl.tokens import seconds
 from tests.server.test_history import event, send
-from tests.server.world import ROOT, World
+from tests.server.world import World
 
 
-def ctl(world: World, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def ctl(world: World, *words: str, **environment: str) -> Result:
     env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(ROOT / part / "src") for part in ("node", "server")),
         "INSTARCTL_SERVER": world.ports["api"],
         "INSTARCTL_TOKEN_FILE": str(world.layout.admin_token),
         "INSTARCTL_CA": str(world.layout.ca / "ca.pem"),
@@ -30,13 +28,12 @@ def ctl(world: World, *words: str, **environment: str) -> subprocess.CompletedPr
         "COLUMNS": "200",
         **environment,
     }
-    command = [sys.executable, "-m", "instar_server.ctl.main", *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    return CliRunner().invoke(app, list(words), env=env)
 
 
 def data(world: World, *words: str) -> Any:
     done = ctl(world, *words, "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
 
 
@@ -50,20 +47,20 @@ def test_a_walk(world: World, tmp_path: Path) -> None:
     assert made["token"] not in listed.stdout
     node = world.new_node(group)
     assert [each["id"] for each in data(world, "nodes", "list", "--group", group)] == [node.id]
-    assert ctl(world, "want", "--group", group, "--version", "1.1.0").returncode == 0
+    assert ctl(world, "want", "--group", group, "--version", "1.1.0").exit_code == 0
     assert set(data(world, "nodes", "show", node.id)["wanted"]) == {"agent", "updater"}
-    assert ctl(world, "unwant", "--group", group, "--line", "agent").returncode == 0
+    assert ctl(world, "unwant", "--group", group, "--line", "agent").exit_code == 0
     assert set(data(world, "nodes", "show", node.id)["wanted"]) == {"updater"}
     send(node, event("t1", 1, "reverted", reason={"code": "x", "text": "it hung"}))
     shown = ctl(world, "nodes", "history", node.id)
     assert "it hung" in shown.stdout
     out = tmp_path / "program.pyz"
     handed = ctl(world, "program", "download", "--token", made["token"], "--out", str(out))
-    assert handed.returncode == 0, handed.stderr
+    assert handed.exit_code == 0, handed.stderr
     assert out.stat().st_mode & 0o777 == 0o700
-    assert ctl(world, "nodes", "revoke", node.id, "--why", "sold").returncode == 0
+    assert ctl(world, "nodes", "revoke", node.id, "--why", "sold").exit_code == 0
     assert data(world, "nodes", "show", node.id)["state"] == "revoked"
-    assert ctl(world, "tokens", "revoke", made["id"]).returncode == 0
+    assert ctl(world, "tokens", "revoke", made["id"]).exit_code == 0
     assert {role["role"] for role in data(world, "trust", "status")} == {
         "root",
         "targets",
@@ -87,7 +84,7 @@ def test_a_walk(world: World, tmp_path: Path) -> None:
 )
 def test_a_refusal_is_one_line_and_a_status(world: World, words: list[str], status: int, code: str) -> None:
     done = ctl(world, *words)
-    assert (done.returncode, done.stdout) == (status, "")
+    assert (done.exit_code, done.stdout) == (status, "")
     assert done.stderr.startswith("instarctl: cannot ")
     assert f"[{code}]" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -103,7 +100,7 @@ def test_login_remembers_where_and_not_the_secret(world: World, tmp_path: Path) 
         "INSTARCTL_CA": "",
         "INSTARCTL_CONFIG": str(config),
     }
-    assert ctl(world, "login", *words, **empty).returncode == 0
+    assert ctl(world, "login", *words, **empty).exit_code == 0
     assert world.admin not in config.read_text()
     done = ctl(world, "status", **empty)
     assert "is ready" in done.stdout, done.stderr

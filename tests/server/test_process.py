@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from instar.core.errors import InputError
 from instar_server import settings
-from instar_server.main import initialise
+from instar_server.main import app, initialise
 from instar_server.storage import migrate
 from instar_server.storage.schema import metadata
 from tests.server.test_history import event, send
-from tests.server.world import ROOT, World, running
+from tests.server.world import World, running
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def test_nothing_acknowledged_is_lost_when_killed(own: World) -> None:
     node = own.new_node()
     own.want("group", "default", "1.0.0")
     acknowledged: list[str] = []
-    for round_ in range(3):
+    for round_ in range(2):
         stop = threading.Event()
 
         def tell(round_: int = round_, stop: threading.Event = stop) -> None:
@@ -100,29 +99,23 @@ async def test_sigterm_tells_the_nodes_answers_who_waits_and_exits_with_0(own: W
 
 def test_what_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
     with running(tmp_path) as world:
-        second = run_server(world, "--gateway-port", "0")
-        assert (second.returncode, "[repository-in-use]" in second.stderr) == (4, True), second.stderr
+        assert refusal(world.layout) == (4, "repository-in-use")
         world.stop()
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
-            for name in ("--gateway-port", "--api-port"):
-                busy = run_server(world, name, port)
-                assert (busy.returncode, "[cannot-listen]" in busy.stderr) == (4, True), busy.stderr
+            assert refusal(world.layout, "--gateway-port", port) == (4, "cannot-listen")
+            assert refusal(world.layout, "--api-port", port) == (4, "cannot-listen")
         assert not world.layout.ports.exists()
-    nowhere = World.__new__(World)
-    nowhere.layout = settings.Layout(tmp_path / "nowhere")
-    lost = run_server(nowhere)
-    assert (lost.returncode, "[not-initialised]" in lost.stderr) == (2, True)
+        world.start()  # what failed left nothing open
+        assert world.stop() == 0
+    assert refusal(settings.Layout(tmp_path / "nowhere")) == (2, "not-initialised")
 
 
-def run_server(world: World, *words: str) -> subprocess.CompletedProcess[str]:
-    """One that ends by itself."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(ROOT / part / "src") for part in ("node", "server")),
-    }
-    command = [sys.executable, "-m", "instar_server.main", "run", "--data", str(world.layout.data), *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+def refusal(layout: settings.Layout, *words: str) -> tuple[int, str]:
+    """Exit status and code of a server that cannot start."""
+    done = CliRunner().invoke(app, ["run", "--data", str(layout.data), *words])
+    assert done.stderr.startswith("instar-server: cannot "), done.output
+    return done.exit_code, done.stderr.rpartition("[")[2].rstrip("]\n")
 
 
 def test_the_folder_is_private_and_init_overwrites_nothing(tmp_path: Path) -> None:
@@ -165,10 +158,15 @@ def test_settings_survive_a_round(tmp_path: Path) -> None:
 def test_the_migrations_make_the_schema_that_the_code_knows(tmp_path: Path) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
     from sqlalchemy import create_engine
 
     path = tmp_path / "fresh.db"
     migrate.upgrade(path)
+    assert (
+        migrate.current(path)
+        == ScriptDirectory(str(Path(migrate.__file__).with_name("migrations"))).get_current_head()
+    )
     migrate.upgrade(path)  # again is no error
     engine = create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +18,20 @@ from instar_lab.program import build
 from instar_lab.server import LabServer, NodeSeen
 
 TOKEN_USES = 1000
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put INT and TERM off; only in the main thread, which alone gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Fleet:
@@ -46,11 +64,12 @@ class Fleet:
         self.close()
 
     def close(self) -> None:
-        """End everything of this fleet: nodes first, then the server, then whatever else names the folder."""
-        self.server.close()
-        machine.end_all_naming(self.folder, grace_s=3.0)
-        if not self._kept:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """End everything of this fleet. It is bounded, and a second Ctrl-C does not cut it short."""
+        with undisturbed():
+            self.server.close()
+            machine.end_all_naming(self.folder, grace_s=3.0)
+            if not self._kept:
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def add_nodes(self, program: build.Program, settings: str = "") -> None:
         """Install `size` nodes with `program` as the server hands it out, all with one token."""

@@ -68,10 +68,11 @@ class Server:
         for left in self.repository.blob_staging().glob(".upload-*"):
             left.unlink()  # an upload that a kill cut short
         self._database = Database(layout.database)
+        self._wire()
         try:
-            self._wire()
             await self._listen()
         except BaseException:
+            await self._gateway.stop(0.5)
             await self._close()
             raise
 

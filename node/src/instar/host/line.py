@@ -137,10 +137,14 @@ class Line:
         except (OSError, ValueError):
             record = None
         if not isinstance(record, dict) or record.get("v") != 1:
-            with contextlib.suppress(OSError):
-                os.replace(self.layout.trial, self.layout.trial.with_suffix(".unreadable"))
+            self.set_trial_aside()
             return None
         return record
+
+    def set_trial_aside(self) -> None:
+        """A record that nobody can read must not stop a node: there is no trial, `current` stays."""
+        with contextlib.suppress(OSError):
+            os.replace(self.layout.trial, self.layout.trial.with_suffix(".unreadable"))
 
     def write_trial(self, record: dict[str, Any]) -> None:
         write_atomic(self.layout.trial, json.dumps({"v": 1, **record}).encode(), 0o600, self.disk)

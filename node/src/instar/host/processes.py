@@ -52,10 +52,11 @@ def recorded(path: Path) -> Process | None:
     """The recorded process, whether it lives or not; None without a readable record."""
     try:
         fields = json.loads(path.read_bytes())
-        return Process(
-            int(fields["pid"]), int(fields["started"]), str(fields["boot_id"]), str(fields["release"])
+        pid, started = int(fields["pid"]), int(fields["started"])
+        return (
+            Process(pid, started, str(fields["boot_id"]), str(fields["release"])) if 0 < pid < 2**31 else None
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from instar.core.errors import InputError, MachineError
 from instar.core.journal import Reason
@@ -61,13 +62,19 @@ def read_quarantine(path: Path) -> dict[str, Entry]:
     """The releases kept away. A file that cannot be read is set aside: it must not stop a node."""
     try:
         body = json.loads(path.read_bytes())["entries"]
-        return {name: Entry(**{**e, "reason": Reason(**e["reason"])}) for name, e in body.items()}
+        return {name: _entry(fields) for name, fields in body.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         with contextlib.suppress(OSError):
             os.replace(path, path.with_suffix(".unreadable"))
         return {}
+
+
+def _entry(fields: dict[str, Any]) -> Entry:
+    reason = Reason(str(fields["reason"]["code"]), str(fields["reason"]["text"]))
+    count, since, until = int(fields["count"]), float(fields["since"]), float(fields["until"])
+    return Entry(str(fields["version"]), reason, count, since, until)
 
 
 def write_quarantine(path: Path, entries: dict[str, Entry], disk: Disk = DISK) -> None:

@@ -49,13 +49,21 @@ def read(line: Line) -> Trial | None:
             release=str(record["release"]),
             previous=str(record["previous"]),
             max_attempts=int(record["max_attempts"]),
-            lease=Lease(**record["lease"]),
+            lease=_lease(record["lease"]),
             attempts=int(record["attempts"]),
-            undone=Reason(**undone) if undone else None,
+            undone=Reason(str(undone["code"]), str(undone["text"])) if undone else None,
             confirmed=bool(record.get("confirmed", False)),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
+        line.set_trial_aside()
         return None
+
+
+def _lease(fields: dict[str, Any]) -> Lease:
+    """Every field in its type: the launcher reckons with them, and nothing may stop a start."""
+    times = (float(fields[name]) for name in ("lease_s", "cap_s", "since", "spent_s"))
+    lease_s, cap_s, since, spent_s = times
+    return Lease(lease_s, cap_s, str(fields["boot_id"]), since, spent_s)
 
 
 def write(line: Line, trial: Trial) -> None:

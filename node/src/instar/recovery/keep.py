@@ -171,7 +171,14 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2 or argv[0] != "--state":
         print("usage: instar keep --state DIR", file=sys.stderr)
         return 2
-    layout, clock = Layout(Path(argv[1])), Clock()
+    try:
+        return _keep(Layout(Path(argv[1])), Clock())
+    except (InstarError, OSError) as error:
+        print(f"instar keep: {error}", file=sys.stderr, flush=True)
+        return getattr(error, "exit_status", 4)
+
+
+def _keep(layout: Layout, clock: Clock) -> int:
     lock = RoleLock(layout.role_lock("keep"))
     if not lock.try_acquire():
         print("instar keep: another keeper runs for this state folder", file=sys.stderr)

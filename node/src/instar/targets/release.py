@@ -235,5 +235,5 @@ class ReleaseTarget:
         if old is not None and old.since >= progress.began.wall:
             return  # this failure is counted already: a kill came before its outcome was written
         now = self.kit.clock.wall()
-        entries = quarantine.add(entries, name, version_of(release), reason, now)
+        entries = quarantine.add(entries, name, version_of(release), reason, now, progress.begin.generation)
         write_quarantine(path, entries, self.kit.disk)

@@ -50,7 +50,8 @@ def unpack(archive: Path, line: Line, release: Release, disk: Disk) -> None:
         raise TrustError("bad-archive", f"cannot unpack {archive.name}: no {error.filename}") from None
     except OSError as error:
         raise failed("unpack", folder, error) from error
-    disk.sync_folder(folder)
+    for each in sorted({folder, *((folder / entry.path).parent for entry in manifest.files)}):
+        disk.sync_folder(each)
     reach("unpack:files")
     line.mark_valid(release.name)
     disk.sync_folder(line.layout.releases)

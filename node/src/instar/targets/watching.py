@@ -21,6 +21,7 @@ from instar.targets.release import LOCK_WAIT_S, ReleaseTarget
 ASK_S = 1.0  # for one answer of the local API
 VERDICT_S = 1.0  # how long one question for the verdict may be held open
 QUICK_S, SLOW_S = 0.03, 0.25  # between two looks: quick at first, for a short trial
+LEAST_S = 0.001  # what rounding leaves of the hold must not become a busy loop
 QUICK_LOOKS = 100
 MARK_S = 15.0  # how often the time that was used up goes to the disk, for the next boot
 
@@ -102,7 +103,7 @@ class Watch:
         self._looks += 1
         left_s = self.kit.settings.trial.hold_s - facts.up_s
         if facts.verdict == "pass" and left_s > 0:
-            self.kit.sleep(min(left_s, SLOW_S))  # only the hold is missing
+            self.kit.sleep(min(max(left_s, LEAST_S), SLOW_S))  # only the hold is missing
         else:
             self.kit.sleep(QUICK_S if self._looks < QUICK_LOOKS else SLOW_S)
 

@@ -60,6 +60,7 @@ class Loop:
         self.layout, self.clock, self.targets, self.client = layout, clock, targets, client
         self.follower, self.settings, self.orders = follower, settings, orders
         self.journals = Journals(layout.journal, clock)
+        self._generations: dict[str, int] = {}  # of the wishes as they were last heard
         self._retry_s = math.inf  # until a wish that waits after a failure may be tried again
         self.backoff = Backoff(settings.retry_floor_s, 2.0, settings.retry_cap_s)
 
@@ -74,6 +75,7 @@ class Loop:
             self._drive_open(active_only=True)
             self._rollback()
             wanted = self.client.wanted()
+            self._generations = {wish.line: wish.generation for wish in wanted.wishes}
             self._give_up_unwanted(wanted)
             self._drive_open(active_only=False)
             for wish in wanted.wishes:
@@ -149,9 +151,8 @@ class Loop:
 
     def _kept_out(self, wish: Wish) -> bool:
         entries = read_quarantine(self.layout.quarantine)
-        entry = quarantine.keeps_out(
-            entries, quarantine.key(wish.line, wish.release.digest), self.clock.wall()
-        )
+        name = quarantine.key(wish.line, wish.release.digest)
+        entry = quarantine.keeps_out(entries, name, self.clock.wall(), wish.generation)
         if entry is not None:
             log.info("%s %s is in quarantine: %s", wish.line, wish.release.version, entry.reason.text)
         return entry is not None
@@ -192,7 +193,9 @@ class Loop:
         release = previous_release(target)
         log.info("%s: back to %s, as asked", role, release.name)
         begin = self._begin(target.line, role, release.version, release.digest, "rollback")
-        self._drive(self.journals.begin(begin))
+        # So that the wish that was given up by this does not come back, but a newer one does.
+        generation = self._generations.get(role, 0)
+        self._drive(self.journals.begin(replace(begin, generation=generation)))
 
     def _begin(self, line: Line, role: str, version: str, digest: str, cause: str) -> Begin:
         tx = f"tx-{uuid.uuid4().hex[:16]}"
