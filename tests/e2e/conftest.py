@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,10 @@ def settings(
     hold_s: float = 0.3, lease_s: float = 30.0, cap_s: float = 60.0, poll_s: float = 2.0, more: str = ""
 ) -> str:
     return SETTINGS.format(hold_s=hold_s, lease_s=lease_s, cap_s=cap_s, poll_s=poll_s) + more
+
+
+# The server is a process of its own, and must find the packages where this one found them.
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path.endswith("/src"))
 
 
 class Hall:

@@ -242,7 +242,9 @@ def test_a_failure_reverts_with_its_reason_and_blame(
 
 
 @pytest.mark.parametrize("step", list(MOST_TRIES))
-def test_a_step_that_always_ends_the_process_is_begun_a_bounded_number_of_times(world: World, step: Step) -> None:
+def test_a_step_that_always_ends_the_process_is_begun_a_bounded_number_of_times(
+    world: World, step: Step
+) -> None:
     def kill(point: str) -> None:
         if point == f"effect:{step.value}:before":
             raise Kill
@@ -269,7 +271,9 @@ def test_a_fault_of_ours_goes_up_and_is_bounded_too(world: World) -> None:
     assert end.state is State.REVERTED
 
 
-@pytest.mark.parametrize(("step", "state"), [(Step.CONFIRM, State.CONFIRMING), (Step.REVERT, State.REVERTING)])
+@pytest.mark.parametrize(
+    ("step", "state"), [(Step.CONFIRM, State.CONFIRMING), (Step.REVERT, State.REVERTING)]
+)
 def test_one_way_states_are_tried_until_they_are_done(world: World, step: Step, state: State) -> None:
     world.target.faults = {step: [MachineError("disk-full", "no space") for _ in range(15)]}
     if step is Step.REVERT:

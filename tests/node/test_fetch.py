@@ -44,7 +44,9 @@ def test_a_cut_at_every_chunk_is_resumed(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60)
-@given(st.lists(st.integers(0, SIZE), max_size=6), st.integers(500, 20_000), st.integers(0, SIZE), st.booleans())
+@given(
+    st.lists(st.integers(0, SIZE), max_size=6), st.integers(500, 20_000), st.integers(0, SIZE), st.booleans()
+)
 def test_cuts_anywhere_give_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], chunk: int, there: int, ranges: bool
 ) -> None:
@@ -139,7 +141,15 @@ def test_a_slow_server_is_given_up_at_the_deadline(tmp_path: Path) -> None:
 
     source = Slow(DATA, 10)
     with pytest.raises(ServerUnreachable) as caught:
-        fetch(source, "/x", tmp_path / "f", SIZE, Limits(deadline_s=30.0), sleep=clock.sleep, now=clock.monotonic)
+        fetch(
+            source,
+            "/x",
+            tmp_path / "f",
+            SIZE,
+            Limits(deadline_s=30.0),
+            sleep=clock.sleep,
+            now=clock.monotonic,
+        )
     assert caught.value.code == "too-slow"
     assert clock.now - 1000.0 < 35.0
 

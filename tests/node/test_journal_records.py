@@ -160,7 +160,12 @@ def test_a_failure_in_each_state_leads_to_reverting_with_its_reason(state: State
 
 
 def test_the_first_failure_is_the_reason() -> None:
-    records = [*upto(State.TRIAL), failed(Step.WATCH, "first"), failed(Step.REVERT, "second"), done(Step.REVERT)]
+    records = [
+        *upto(State.TRIAL),
+        failed(Step.WATCH, "first"),
+        failed(Step.REVERT, "second"),
+        done(Step.REVERT),
+    ]
     progress = fold(records)
     assert progress.state is State.REVERTED
     assert progress.reason is not None

@@ -17,9 +17,7 @@ from instar.host import processes
 from instar.host.processes import Process
 
 BOOT = "boot-1"
-STUBBORN = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-)
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 MEEK = "import time; print('up', flush=True); time.sleep(60)"
 
 
@@ -120,7 +118,10 @@ def test_a_program_name_with_brackets_and_blanks_does_not_confuse(tmp_path: Path
     child = subprocess.Popen([str(odd), "30"])
     try:
         assert processes.start_time(child.pid) == processes.start_time(child.pid)
-        assert processes.stop(Process(child.pid, processes.start_time(child.pid) or 0, BOOT), BOOT, 5.0) == "stopped"
+        assert (
+            processes.stop(Process(child.pid, processes.start_time(child.pid) or 0, BOOT), BOOT, 5.0)
+            == "stopped"
+        )
     finally:
         child.kill()
         child.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -153,10 +154,10 @@ def test_a_failure_ends_on_the_old_release_with_its_reason(node: Node, failure: 
 
 
 @pytest.mark.parametrize("text", ["import sys; sys.exit('it is broken')", "import os; os.abort()"])
-def test_a_release_that_fails_its_rehearsal_is_never_activated(folder: object, node: Node, text: str) -> None:
+def test_a_release_that_fails_its_rehearsal_is_never_activated(node: Node, text: str) -> None:
     node.new = build("1.1.0", text)
     node.server.offered, node.server.served.data = node.new, node.new.archive
-    node.server.sha256 = __import__("hashlib").sha256(node.new.archive).hexdigest()
+    node.server.sha256 = hashlib.sha256(node.new.archive).hexdigest()
     node.server.verdicts["rehearsal"] = WAIT
     end = update(node)
     assert end.reason is not None

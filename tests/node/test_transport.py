@@ -83,14 +83,18 @@ def test_a_passing_fault_is_unreachable(make: Callable[..., Made], status: str) 
 
 
 def test_a_refusal_keeps_the_servers_code_and_words(make: Callable[..., Made]) -> None:
-    _, transport = make(says(b'{"error": {"code": "revoked", "message": "cannot serve n-1"}}', "403 Forbidden"))
+    _, transport = make(
+        says(b'{"error": {"code": "revoked", "message": "cannot serve n-1"}}', "403 Forbidden")
+    )
     with pytest.raises(ServerRefused) as caught:
         transport.call("GET", "/")
     assert (caught.value.code, caught.value.text) == ("revoked", "cannot serve n-1")
 
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", b"[]", b'{"error": 5}', b'{"error": {}}'])
-@pytest.mark.parametrize(("status", "code"), [("404 Not Found", "not-found"), ("400 Bad", "refused"), ("302 Moved", "refused")])
+@pytest.mark.parametrize(
+    ("status", "code"), [("404 Not Found", "not-found"), ("400 Bad", "refused"), ("302 Moved", "refused")]
+)
 def test_a_refusal_in_an_odd_form_is_still_one(
     make: Callable[..., Made], body: bytes, status: str, code: str
 ) -> None:
@@ -252,9 +256,8 @@ def test_a_proxy_is_used_by_connect_and_sees_no_request(make: Callable[..., Made
     server, transport = make(says(b'{"a": 1}'), proxy=f"http://127.0.0.1:{proxy.port}")
     try:
         assert transport.call("GET", "/v1/secret") == {"a": 1}
-        assert [line for line, _ in proxy.requests] == [f"CONNECT 127.0.0.1:{server.port} HTTP/1.0"] or [
-            line for line, _ in proxy.requests
-        ] == [f"CONNECT 127.0.0.1:{server.port} HTTP/1.1"]
+        (line,) = [line for line, _ in proxy.requests]
+        assert line.startswith(f"CONNECT 127.0.0.1:{server.port} HTTP/1.")
         assert "instar-program" not in proxy.requests[0][1]
     finally:
         proxy.close()

@@ -85,7 +85,9 @@ def test_a_release_that_is_not_up_is_no_network_fault(facts: Facts) -> None:
         answers=st.booleans(),
         digest=st.sampled_from([WANTED, OTHER, ""]),
         up_s=st.floats(0, 100),
-        health=st.builds(Health, st.booleans(), st.dictionaries(st.sampled_from("ab"), st.sampled_from(["ok", "failed"]))),
+        health=st.builds(
+            Health, st.booleans(), st.dictionaries(st.sampled_from("ab"), st.sampled_from(["ok", "failed"]))
+        ),
         verdict=st.sampled_from(["pass", "fail", "wait", "unreachable"]),
     )
 )
@@ -108,7 +110,11 @@ def test_a_release_is_confirmed_only_if_all_is_well_and_a_trial_always_ends(fact
         (Health(True, {"a": "failed"}), Health(True, {"a": "failed"}), ""),
         (Health(True, {"a": "failed"}), Health(True, {}), ""),
         (Health(True, {"a": "starting"}), Health(True, {"a": "failed"}), ""),
-        (Health(True, {"a": "ok"}), Health(True, {"a": "starting"}), "module a was ok before, and is starting now"),
+        (
+            Health(True, {"a": "ok"}),
+            Health(True, {"a": "starting"}),
+            "module a was ok before, and is starting now",
+        ),
         (Health(True, {"a": "ok"}), Health(True, {"b": "ok"}), "module a was ok before, and is gone now"),
         (Health(True, {"a": "ok"}), Health(True, {"a": "ok", "b": "failed"}), ""),
     ],

@@ -140,7 +140,9 @@ class Proxy(Listener):
             sink.shutdown(socket.SHUT_WR)
 
 
-def answer(secure: ssl.SSLSocket, body: bytes, status: str = "200 OK", extra: str = "", length: int = -1) -> bool:
+def answer(
+    secure: ssl.SSLSocket, body: bytes, status: str = "200 OK", extra: str = "", length: int = -1
+) -> bool:
     size = len(body) if length < 0 else length
     secure.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\n{extra}\r\n".encode() + body)
     return length < 0

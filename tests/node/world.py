@@ -84,7 +84,9 @@ def manifest(files: dict[str, bytes], version: str, digest: str, **changes: Any)
     return json.dumps({**body, **changes}).encode()
 
 
-def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
+def member(
+    name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = ""
+) -> tuple[tarfile.TarInfo, bytes]:
     info = tarfile.TarInfo(name)
     info.type, info.size, info.linkname = kind, len(data), link
     return info, data
@@ -240,7 +242,9 @@ class FakeAgent:
                 connection.recv(65_536)
                 said = self.answer()
                 if said is not None:
-                    data = said if isinstance(said, bytes) else json.dumps({"ok": True, **said}).encode() + b"\n"
+                    data = (
+                        said if isinstance(said, bytes) else json.dumps({"ok": True, **said}).encode() + b"\n"
+                    )
                     connection.sendall(data)
 
     def close(self) -> None:
@@ -294,7 +298,9 @@ class Quiet:
 class Node:
     """One node's state folder, on release 1.0.0 (`old`), with 1.1.0 (`new`) on offer."""
 
-    def __init__(self, state: Path, disk: Disk = DISK, new: Built | None = None, install: bool = True) -> None:
+    def __init__(
+        self, state: Path, disk: Disk = DISK, new: Built | None = None, install: bool = True
+    ) -> None:
         self.layout, self.disk = Layout(state), disk
         self.clock = FakeClock()
         self.old, self.new = build("1.0.0"), new or build("1.1.0")
@@ -353,7 +359,14 @@ class Node:
     def target(self) -> AgentRelease:
         file = Program("1.0.0", self.old.release.digest, self.line.program(self.old.name), self.old.name)
         kit = Kit(
-            self.layout, self.clock, self.machine, self.server, self.settings, file, self.clock.sleep, self.disk
+            self.layout,
+            self.clock,
+            self.machine,
+            self.server,
+            self.settings,
+            file,
+            self.clock.sleep,
+            self.disk,
         )
         return AgentRelease(kit)
 
@@ -361,7 +374,9 @@ class Node:
         release, line = (built or self.new).release, self.line
         target = "node/new.tar.gz" if cause == "wish" else ""
         return self.journals.begin(
-            Begin(tx, "agent", release.version, release.digest, target, line.current(), line.previous(), cause)
+            Begin(
+                tx, "agent", release.version, release.digest, target, line.current(), line.previous(), cause
+            )
         )
 
     def record(self, role: str, release: str, pid: int | None = None) -> processes.Process:
@@ -370,4 +385,3 @@ class Node:
         process = replace(process, pid=pid or os.getpid())
         processes.record(self.layout.process(role), process)
         return process
-

@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ class LocalApi:
 
 
 def _read(connection: socket.socket) -> dict[str, Any]:
-    line = b""
+    line, end = b"", time.monotonic() + CLIENT_S
     while not line.endswith(b"\n"):
+        connection.settimeout(max(0.001, end - time.monotonic()))  # for the whole: others wait behind it
         chunk = connection.recv(16_384)
         line += chunk
         if not chunk or len(line) > MOST_BYTES:

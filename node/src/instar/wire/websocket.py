@@ -1,44 +1,53 @@
 """The client's side of one WebSocket, without I/O: bytes in, events out, bytes to send out.
 
-A thin layer over wsproto. It answers pings, joins fragments, and bounds what a peer can make us
-hold: a text of more than `limit` bytes is dropped and reported as `TooLarge` while the connection
-stays; past `limit` * DROP_FACTOR the peer is cut off with close code 1009.
+It answers pings, joins fragments, and bounds what a peer can make us hold: a text of more than `limit`
+bytes is dropped as it comes and reported as `TooLarge` while the connection stays; past `limit` *
+DROP_FACTOR the peer is cut off with close code 1009.
+
+Our own code, because the library that we had (wsproto with h11) took 2 MiB and 18 ms of every start:
+docs/adr/0005-own-websocket-client.md. The tests hold it against that library's server side.
 """
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from typing import NamedTuple
 
-from wsproto import ConnectionType, WSConnection, events
-from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+from instar.core.errors import InputError
+from instar.wire import frames
+from instar.wire.frames import Control, Header, Parser, Payload
+from instar.wire.upgrade import Answer, request
 
 DROP_FACTOR = 16
 REJECTION_BODY = 4096  # bytes of an HTTP error's body that are kept
-TOO_BIG = 1009
-BAD_DATA = 1003
-ABNORMAL = 1006
+NORMAL, PROTOCOL_FAULT, BAD_DATA, NO_CODE, ABNORMAL, BAD_TEXT, TOO_BIG = (
+    1000,
+    1002,
+    1003,
+    1005,
+    1006,
+    1007,
+    1009,
+)
+MOST_REASON = 123  # bytes, of a close frame's text
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """The server took the upgrade."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     data: str
 
 
-@dataclass(frozen=True, slots=True)
-class TooLarge:
+class TooLarge(NamedTuple):
     """A text over the limit came and was dropped; `size` is in bytes."""
 
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(NamedTuple):
     """The server answered the upgrade with an HTTP error. `retry_after_s` is 0 when it names none."""
 
     status: int
@@ -46,8 +55,7 @@ class Rejected:
     retry_after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(NamedTuple):
     """Nothing more will come. `code` is 1006 when the peer broke the protocol or just went away."""
 
     code: int
@@ -57,30 +65,38 @@ class Closed:
 Event = Opened | Text | TooLarge | Rejected | Closed
 
 
-class _AsciiHost(str):
-    """A host name that is ASCII already. wsproto encodes it by 'idna', whose tables take 700 KiB."""
+class _FaultError(Exception):
+    """The peer broke the protocol; `code` is what we close with."""
 
-    __slots__ = ()
-
-    def encode(self, encoding: str = "ascii", errors: str = "strict") -> bytes:
-        return super().encode("ascii", errors)
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class ClientSocket:
     """One connection. After `Closed` or `Rejected` it is of no more use."""
 
-    def __init__(self, host: str, target: str, headers: dict[str, str], limit: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        target: str,
+        headers: dict[str, str],
+        limit: int,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
         self.limit = limit
         self.done = False
-        self._opened = False
-        self._socket = WSConnection(ConnectionType.CLIENT)
-        extra = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
-        request = events.Request(host=_AsciiHost(host), target=target, extra_headers=extra)
-        self._out = bytearray(self._socket.send(request))
-        self._parts = io.StringIO()
+        self._random_bytes = random_bytes
+        key = random_bytes(16)
+        self._out = bytearray(request(host, target, headers, key))
+        self._answer = Answer(key)
+        self._body: bytearray | None = None  # of a rejection
+        self._parser = Parser()
+        self._opened = self._closing = False
+        self._opcode = 0  # of the message under way; 0 between messages
+        self._final = False
+        self._kept = bytearray()  # of that message, while it is within the limit
         self._size = 0
-        self._rejection: tuple[int, float] | None = None
-        self._body = bytearray()
 
     def take(self) -> bytes:
         """What is to be sent now: the upgrade request, texts, pongs, a close."""
@@ -90,89 +106,144 @@ class ClientSocket:
 
     def send_text(self, text: str) -> None:
         """Queue one text frame; nothing happens when the connection is no longer open."""
-        self._send(events.TextMessage(data=text))
+        self._send(frames.TEXT, text.encode())
 
-    def close(self, code: int = 1000, reason: str = "") -> None:
+    def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Queue a close frame. Idempotent."""
-        self._send(events.CloseConnection(code=code, reason=reason))
+        words = b"" if code == NO_CODE else code.to_bytes(2, "big") + reason.encode()[:MOST_REASON]
+        self._send(frames.CLOSE, words)
+        self._closing = True
 
     def receive(self, data: bytes) -> list[Event]:
         """Feed what came from the peer; b"" means that it went away."""
         if self.done:
             return []
-        try:
-            if not data and not self._opened:
-                return self._gone(ABNORMAL, "the connection ended before the upgrade")
-            self._socket.receive_data(data or None)
-            found: list[Event] = []
-            for event in self._socket.events():
-                found += self._heed(event)
-                if found and isinstance(found[-1], (Closed, Rejected)):
-                    break
-            return found
-        except (RemoteProtocolError, LocalProtocolError) as error:
-            return self._gone(ABNORMAL, str(error) or "the peer broke the protocol")
+        if not data:
+            return self._end()
+        found: list[Event] = []
+        if not self._opened:
+            data = self._upgrade(data, found)
+        if self._opened:
+            self._parser.feed(data)
+            self._read(found)
+        return found
 
-    def _heed(self, event: events.Event) -> list[Event]:
-        if isinstance(event, events.TextMessage):
-            return self._collect(event)
-        if isinstance(event, events.Ping):
-            self._send(event.response())
-        elif isinstance(event, events.AcceptConnection):
-            self._opened = True
-            return [Opened()]
-        elif isinstance(event, events.CloseConnection):
-            self._send(event.response())
-            return self._gone(int(event.code), event.reason or "")
-        elif isinstance(event, events.BytesMessage):
-            self.close(BAD_DATA, "expected text")
-            return self._gone(BAD_DATA, "the peer sent a binary frame")
-        elif isinstance(event, events.RejectConnection):
-            self._rejection = (event.status_code, _retry_after(event.headers))
-            if not event.has_body:
-                return self._reject()
-        elif isinstance(event, events.RejectData):
-            self._body += event.data[: REJECTION_BODY - len(self._body)]
-            if event.body_finished:
-                return self._reject()
-        return []
+    # --- the upgrade
 
-    def _collect(self, event: events.TextMessage) -> list[Event]:
-        """Join fragments. Past the limit only their sizes are counted."""
-        self._size += len(event.data.encode())
-        if self._size > self.limit:
-            self._parts = io.StringIO()
-            if self._size > self.limit * DROP_FACTOR:
-                self.close(TOO_BIG, "frame too large")
-                return self._gone(TOO_BIG, f"the peer sent a frame of over {self._size} bytes")
-        else:
-            self._parts.write(event.data)
-        if not event.message_finished:
-            return []
-        size, text = self._size, self._parts.getvalue()
-        self._size, self._parts = 0, io.StringIO()
-        return [TooLarge(size)] if size > self.limit else [Text(text)]
+    def _upgrade(self, data: bytes, found: list[Event]) -> bytes:
+        """Take in a piece of the HTTP answer; what it held beyond the head is returned."""
+        if self._body is None:
+            try:
+                data = self._answer.feed(data)
+            except InputError as error:
+                found += self._gone(ABNORMAL, error.text)
+                return b""
+            if self._answer.status == 0:
+                return b""
+            if self._answer.status == 101:
+                self._opened = True
+                found.append(Opened())
+                return data
+            self._body = bytearray()
+        self._body += data[: REJECTION_BODY - len(self._body)]
+        size = self._answer.fields.get("content-length", "")
+        whole = size.isdecimal() and len(size) < 8 and len(self._body) >= min(int(size), REJECTION_BODY)
+        if whole or "transfer-encoding" in self._answer.fields:  # its pieces are not worth a reader
+            found += self._reject()
+        return b""
 
     def _reject(self) -> list[Event]:
-        status, retry_after_s = self._rejection or (0, 0.0)
         self.done = True
-        return [Rejected(status, bytes(self._body), retry_after_s)]
+        wait = self._answer.fields.get("retry-after", "")
+        retry_after_s = float(wait) if wait.isdecimal() and len(wait) < 8 else 0.0
+        chunked = "transfer-encoding" in self._answer.fields
+        return [Rejected(self._answer.status, b"" if chunked else bytes(self._body or b""), retry_after_s)]
+
+    def _end(self) -> list[Event]:
+        if self._body is not None:  # the body was cut off; its status is what matters
+            return self._reject()
+        return self._gone(ABNORMAL, "" if self._opened else "the connection ended before the upgrade")
+
+    # --- frames
+
+    def _read(self, found: list[Event]) -> None:
+        """Work off what is there. `found` keeps what came before a fault."""
+        while not self.done:
+            try:
+                part = self._parser.next()
+                if part is None:
+                    return
+                found += self._heed(part)
+            except InputError as error:
+                self.close(PROTOCOL_FAULT)
+                found += self._gone(ABNORMAL, error.text)
+            except _FaultError as fault:
+                self.close(fault.code, str(fault))
+                found += self._gone(ABNORMAL, str(fault))
+
+    def _heed(self, part: frames.Part) -> list[Event]:
+        if isinstance(part, Header):
+            return self._begin(part)
+        if isinstance(part, Payload):
+            if self._size <= self.limit:
+                self._kept += part.data
+            return self._message() if part.last and self._final else []
+        return self._obey(part)
+
+    def _begin(self, frame: Header) -> list[Event]:
+        """A frame of a message: its size is judged before a byte of it is kept."""
+        if (frame.opcode == frames.CONTINUATION) != (self._opcode != 0):
+            raise _FaultError(PROTOCOL_FAULT, "the peer mixed up the pieces of its messages")
+        if frame.opcode == frames.BINARY:
+            self.close(BAD_DATA, "expected text")
+            return self._gone(BAD_DATA, "the peer sent a binary frame")
+        self._opcode, self._final = frame.opcode or self._opcode, frame.final
+        self._size += frame.size
+        if self._size > self.limit:
+            self._kept.clear()
+        if self._size > self.limit * DROP_FACTOR:
+            self.close(TOO_BIG, "frame too large")
+            return self._gone(TOO_BIG, f"the peer sent a frame of {self._size} bytes or more")
+        return self._message() if frame.final and frame.size == 0 else []
+
+    def _message(self) -> list[Event]:
+        size, raw = self._size, bytes(self._kept)
+        self._opcode = self._size = 0
+        self._kept.clear()
+        if size > self.limit:
+            return [TooLarge(size)]
+        try:
+            return [Text(raw.decode())]
+        except UnicodeDecodeError:
+            raise _FaultError(BAD_TEXT, "the peer sent a text that is not UTF-8") from None
+
+    def _obey(self, frame: Control) -> list[Event]:
+        if frame.opcode == frames.PING:
+            self._send(frames.PONG, frame.data)
+        elif frame.opcode == frames.CLOSE:
+            code, reason = _close_words(frame.data)
+            self.close(code, reason)
+            return self._gone(code, reason)
+        return []
 
     def _gone(self, code: int, reason: str) -> list[Event]:
         self.done = True
-        if self._rejection is not None:  # the body was cut off; its status is what matters
-            return self._reject()
         return [Closed(code, reason)]
 
-    def _send(self, event: events.Event) -> None:
-        try:
-            self._out += self._socket.send(event)
-        except LocalProtocolError:
-            return  # not open (any more): who reads from this socket learns that from its events
+    def _send(self, opcode: int, payload: bytes) -> None:
+        if self._opened and not self._closing:
+            self._out += frames.masked(opcode, payload, self._random_bytes(4))
 
 
-def _retry_after(headers: list[tuple[bytes, bytes]]) -> float:
-    for name, value in headers:
-        if name.lower() == b"retry-after" and value.isdigit() and len(value) < 8:
-            return float(value)
-    return 0.0
+def _close_words(data: bytes) -> tuple[int, str]:
+    """Code and reason of a close frame (RFC 6455, 7.4). Raises _FaultError."""
+    if not data:
+        return NO_CODE, ""
+    code = int.from_bytes(data[:2], "big")
+    named = 1000 <= code <= 1014 and code not in (1004, NO_CODE, ABNORMAL)
+    if len(data) < 2 or not (named or 3000 <= code <= 4999):
+        raise _FaultError(PROTOCOL_FAULT, "the peer closed with a code that is none")
+    try:
+        return code, data[2:].decode()
+    except UnicodeDecodeError:
+        raise _FaultError(BAD_TEXT, "the peer closed with a text that is not UTF-8") from None

@@ -1,0 +1,149 @@
+"""A node under real systemd, from its installation to its removal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from instar.core.errors import MachineError
+from instar_lab import machine
+from tests.os.conftest import CRASHES, KILLED, NEW, OLD
+from tests.os.node import AGENT, LINES, SOCKET, STATE, TIMER, UNITS, UPDATER, OsNode, outcomes
+
+pytestmark = pytest.mark.os
+
+IDLE_WITHIN_S = 20.0
+MOST_EXPOSED = {AGENT: 7.0, UPDATER: 4.0}  # 0 to 10, by `systemd-analyze security`
+
+
+def idle(node: OsNode) -> None:
+    """Wait until the updater has left by itself."""
+    machine.wait_for(
+        lambda: node.active(UPDATER) == "inactive", "an updater that has left", IDLE_WITHIN_S, node.words
+    )
+
+
+def test_installed_node_runs_and_its_updater_leaves_when_idle(node: OsNode) -> None:
+    printed = node.install(OLD)
+    assert "kept running by systemd" in printed
+    for unit in (AGENT, SOCKET, TIMER):
+        assert node.container.property(unit, "UnitFileState") == "enabled"
+        assert node.active(unit) == "active"
+    node.connected()
+    status = node.status()
+    assert status["node"] == node.id
+    assert all(line["answers"] for line in status["lines"].values()), status
+    assert node.container.run("systemctl", "--failed", "--no-legend").stdout == ""
+
+    idle(node)
+    assert node.container.property(UPDATER, "Result") == "success"
+    assert node.residents() == ["agent"]
+    assert (node.active(SOCKET), node.active(TIMER)) == ("active", "active")
+    assert node.status()["lines"]["updater"]["answers"]  # its socket has started it
+    for unit, most in MOST_EXPOSED.items():
+        exposed = exposure(node, unit)
+        print(f"systemd-analyze security: {unit} {exposed}")
+        assert exposed <= most, unit
+
+
+def exposure(node: OsNode, unit: str) -> float:
+    text = node.container.do("systemd-analyze", "security", "--no-pager", unit).splitlines()[-1]
+    return float(text.partition(":")[2].split()[0])  # "→ Overall exposure level for …: 3.4 OK"
+
+
+def test_both_lines_are_updated_by_an_updater_that_survives_the_agents_restart(node: OsNode) -> None:
+    node.set_up(OLD)
+    idle(node)
+    before = node.connected_since()
+    restarts = int(node.container.property(AGENT, "NRestarts"))
+
+    node.want(NEW)  # nothing else: the server's word wakes the agent, the agent wakes the updater
+    assert outcomes(node.settled(2)) == [(line, NEW, "confirmed") for line in LINES]
+
+    since = node.connected(after=before)
+    assert node.versions() == {"agent": NEW, "updater": NEW}
+    stopping = [line.wall for line in node.container.journal(AGENT) if line.text.startswith("Stopping")]
+    assert len(stopping) == 1
+    print(f"update gap of the agent: {since - stopping[0]:.3f} s from the stop to the new channel")
+    assert 0 < since - stopping[0] < 5.0
+    # The agent was restarted by order, never by accident, and the updater went on as one process through it:
+    assert int(node.container.property(AGENT, "NRestarts")) == restarts
+    started = [line for line in node.container.journal(UPDATER) if line.text.startswith("Started")]
+    assert started[-1].wall < stopping[0]
+    idle(node)
+    assert node.container.property(UPDATER, "Result") == "success"
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_release_that_crashes_is_reverted_without_help(node: OsNode, line: str) -> None:
+    node.set_up(OLD)
+    node.want(CRASHES, line)
+    (entry,) = node.settled(1)
+    assert outcomes([entry]) == [(line, CRASHES, "reverted")]
+    assert entry["reason"]["code"] == "attempts-used-up", entry
+    assert "3 times" in entry["reason"]["text"]
+    node.connected()
+    status = node.status()
+    assert {role: each["current"].partition("-")[0] for role, each in status["lines"].items()} == {
+        "agent": OLD,
+        "updater": OLD,
+    }
+    assert all(each["answers"] for each in status["lines"].values())
+    assert node.container.run("systemctl", "--failed", "--no-legend").stdout == ""
+    node.want(NEW)  # nothing is blocked: neither a start limit nor the quarantine of another release
+    assert outcomes(node.settled(3))[1:] == [(each, NEW, "confirmed") for each in LINES]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_power_cut_in_the_middle_of_a_trial(node: OsNode, line: str) -> None:
+    node.set_up(OLD, hold_s=4.0)
+    node.want(NEW, line)
+    switch = node.layout.line(line)
+    machine.wait_for(
+        lambda: switch.trial.exists() and switch.current.readlink().name.startswith(NEW),
+        "a release on trial", 30.0, node.words, every_s=0.02,
+    )  # fmt: skip
+    before = node.connected_since()
+    node.container.cut_power()
+    node.container.boot()
+
+    (entry,) = node.settled(1)
+    node.connected(after=before)
+    assert entry["state"] in ("confirmed", "reverted"), entry
+    runs = NEW if entry["state"] == "confirmed" else OLD
+    status = node.status()["lines"][line]
+    assert status["current"].startswith(runs)
+    assert status["running"] == status["current"]
+    assert node.residents().count("agent") == 1
+    assert status["trial"] == ""
+    if line == "agent":
+        assert node.versions()["agent"] == runs
+    print(f"power cut in a trial of the {line}: {entry['state']}")
+
+
+def test_updater_killed_while_it_stages_is_started_again_and_finishes(node: OsNode) -> None:
+    node.set_up(KILLED)
+    plan = {"kills": [{"role": "updater", "point": "stage:fetch"}]}
+    (node.layout.state / "lab-kill-plan.json").write_text(json.dumps(plan))
+    node.want(NEW)
+    assert outcomes(node.settled(2)) == [(line, NEW, "confirmed") for line in LINES]
+    assert (node.layout.state / "lab-kill-plan.json.done").stat().st_size == 1
+    died = [line.text for line in node.container.journal(UPDATER) if "status=9/KILL" in line.text]
+    assert len(died) == 1
+
+
+def test_uninstall_leaves_nothing(node: OsNode) -> None:
+    node.set_up(OLD)
+    node.cli("uninstall")
+    assert not node.layout.state.exists()
+    assert node.residents() == []
+    assert not any(STATE in " ".join(seen.words) for seen in node.container.processes())
+    listed = node.container.do("systemctl", "list-units", "--all", "--plain", "--no-legend", "instar-*")
+    assert listed == ""
+    files = node.container.do("find", "/etc/systemd", "/run/systemd", "/var/lib/systemd", "-name", "*instar*")
+    assert files == ""
+    for unit in UNITS:
+        assert node.container.property(unit, "LoadState") == "not-found"
+    with pytest.raises(MachineError, match="command-failed|cannot"):
+        node.container.do("systemctl", "start", AGENT)

@@ -1,0 +1,61 @@
+"""The demo from end to end, as `make demo` runs it; and what an interrupted one leaves behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instar_lab import machine
+from instar_lab.demo.script import STEPS
+
+COMMAND = [sys.executable, "-m", "instar_lab.main", "demo"]
+
+
+@pytest.fixture
+def keep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is not there yet, with a path short enough for sockets."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="instar-demo-", dir="/tmp") as name:
+        yield Path(name) / "d"
+
+
+def test_every_node_ends_on_the_good_release(keep: Path, tmp_path: Path) -> None:
+    report_file = tmp_path / "report.json"
+    words = ["--nodes", "2", "--keep", str(keep), "--report", str(report_file)]
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    report = json.loads(report_file.read_text())
+    assert report["ok"] is True
+    assert [(step["name"], step["wanted"]) for step in report["steps"]] == [
+        (s.name, s.version) for s in STEPS
+    ]
+    outcomes = [step["outcome"] for step in report["steps"]]
+    assert outcomes == ["installed", "updated", "refused", "refused", "refused", "reverted", "refused"]
+    assert all(step["reason"] and "\n" not in step["reason"] for step in report["steps"])
+    digests = [set(step["nodes"].values()) for step in report["steps"]]
+    assert all(len(each) == 1 for each in digests), "all nodes run the same"
+    assert digests[0] != digests[1]
+    assert digests[1:] == [digests[1]] * 6, "no bad release ever stays"
+    assert machine.naming(keep) == []
+    assert (keep / "n1" / "journal").is_dir(), "--keep leaves the folder in place"
+
+
+def test_an_interrupt_leaves_no_process(keep: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "--nodes", "1", "--keep", str(keep)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "[2/7]" in line:
+            break
+    assert machine.naming(keep)
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait(60) == 130
+    assert machine.naming(keep) == []

@@ -1,0 +1,149 @@
+"""The lab's own parts: what it sees of processes, its load generator's frames, its figures."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from wsproto import ConnectionType, WSConnection, events
+
+from bench import report
+from bench.figures import Figure, number
+from instar.core.errors import MachineError
+from instar_lab import machine, main
+from instar_lab.demo.script import GOOD, STEPS
+from instar_lab.program.variants import VARIANTS
+from instar_lab.sim import frames
+
+
+class TestMachine:
+    @pytest.mark.parametrize(
+        ("words", "ours"),
+        [
+            (("python", "-I", "-S", "/f/n1/agent/releases/1-a/instar.pyz", "agent"), True),
+            (("python", "-m", "instar_server.main", "run", "--data", "/f/server/data"), True),
+            (("python", "/elsewhere/instar.pyz", "status", "--state", "/f"), True),
+            (("less", "/f/n1/run/agent.log"), False),
+            (("timeout", "9", "instar-lab", "demo", "--keep", "/f"), False),
+            (("python", "/fleet/instar.pyz", "keep", "--state", "/fleet/n1"), False),
+        ],
+    )
+    def test_only_instars_processes_below_a_folder_are_ours(self, words: tuple[str, ...], ours: bool) -> None:
+        assert machine.works_below(words, "/f") is ours
+
+    def test_ends_what_ignores_term_and_nothing_else(self, tmp_path: Path) -> None:
+        code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+        stubborn, stranger = (
+            subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE)
+            for words in (["--state", str(tmp_path / "n1")], ["--state", f"{tmp_path}-other"])
+        )
+        try:
+            for process in (stubborn, stranger):
+                assert process.stdout is not None
+                process.stdout.readline()
+            assert machine.end_all_naming(tmp_path, grace_s=0.3) == 1
+            assert stubborn.wait(5) == -9
+            assert stranger.poll() is None
+        finally:
+            for process in (stubborn, stranger):
+                process.kill()
+                process.communicate()
+
+    def test_waiting_is_bounded_and_says_what_there_is(self) -> None:
+        began = time.monotonic()
+        with pytest.raises(MachineError, match=r"expected rain within 0.2 s, got sun"):
+            machine.wait_for(lambda: False, "rain", 0.2, lambda: "sun", every_s=0.01)
+        assert time.monotonic() - began < 5
+
+    def test_tail_of_a_log(self, tmp_path: Path) -> None:
+        log = tmp_path / "a.log"
+        assert "cannot read a.log" in machine.tail(log)
+        log.write_text("\n".join(map(str, range(9999))))
+        assert machine.tail(log, 2) == "9997\n9998"
+
+
+class TestFrames:
+    """The light client against a full implementation of the protocol."""
+
+    def test_upgrade_and_texts_of_all_sizes(self) -> None:
+        server = WSConnection(ConnectionType.SERVER)
+        server.receive_data(frames.upgrade("h:1", "/v1/channel", b"k" * 16, {"Instar-Program": "agent 1 x"}))
+        (request,) = server.events()
+        assert isinstance(request, events.Request)
+        assert (b"instar-program", b"agent 1 x") in request.extra_headers
+        server.send(events.AcceptConnection())
+        for size in (0, 1, 125, 126, 65_535, 65_536):
+            server.receive_data(frames.frame(frames.TEXT, b"a" * size))
+            text = "".join(event.data for event in server.events() if isinstance(event, events.TextMessage))
+            assert len(text) == size
+
+    @pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536])
+    @pytest.mark.parametrize("piece", [1, 7, 70_000])
+    def test_reads_what_a_server_sends_in_any_pieces(self, size: int, piece: int) -> None:
+        if size > 1000 and piece == 1:
+            pytest.skip("no more is learned byte by byte")
+        server = WSConnection(ConnectionType.SERVER)
+        server.receive_data(frames.upgrade("h", "/", b"k" * 16, {}))
+        list(server.events())
+        server.send(events.AcceptConnection())
+        sent = server.send(events.TextMessage("b" * size)) + server.send(events.Ping(b"!"))
+        reader, found = frames.FrameReader(), []
+        for start in range(0, len(sent), piece):
+            found += reader.feed(sent[start : start + piece])
+        assert found == [(frames.TEXT, b"b" * size), (frames.PING, b"!")]
+
+
+class TestFigures:
+    FIGURE = Figure("gap", "ms", (100.0, 150.0, 300.0), 200.0, {"Other": 300.0})
+
+    def test_the_median_counts(self) -> None:
+        assert (self.FIGURE.value, self.FIGURE.met) == (150.0, True)
+        assert self.FIGURE.ratios() == "Other 300 (2.0×)"
+        assert Figure("gap", "ms", (201.0,), 200.0).met is False
+        assert Figure("gap", "ms", (201.0,)).met is None
+
+    @pytest.mark.parametrize(
+        ("value", "shown"), [(0.0, "0"), (0.456, "0.46"), (12.34, "12.3"), (1234.5, "1,234")]
+    )
+    def test_numbers(self, value: float, shown: str) -> None:
+        assert number(value) == shown
+
+    def test_the_document(self) -> None:
+        text = report.markdown([self.FIGURE], datetime.date(2026, 1, 2))
+        assert "| gap | 150 ms | 100–300 (3) | < 200 ms | Other 300 (2.0×) | yes |" in text
+        assert "2026-01-02" in text
+
+
+class TestCommands:
+    def test_the_script_shows_every_way_of_being_bad(self) -> None:
+        bad = [step for step in STEPS if not step.moves]
+        assert len(bad) == 5
+        assert {step.variant for step in bad} == set(VARIANTS) - {"killed-at"} | {""}
+        assert [step.version for step in STEPS if step.moves][-1] == GOOD
+
+    @pytest.mark.parametrize(
+        "words", [[], ["demo", "--nodes", "0"], ["demo", "--nodes", "x"], ["sim"], ["fly"]]
+    )
+    def test_wrong_words_are_told(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main.main(words)
+        assert ended.value.code == 2
+        assert "usage: instar-lab" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("command", ["demo", "sim", "build"])
+    def test_help_teaches_by_example(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main.main([command, "--help"])
+        assert ended.value.code == 0
+        assert len(capsys.readouterr().out) > 400
+
+    def test_an_unknown_variant_is_an_error_in_one_line(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["build", "--version", "1.0.0", "--out", str(tmp_path / "x"), "--variant", "perfect"]
+        assert main.main(words) == 2
+        assert "expected one of does-not-start" in capsys.readouterr().err
