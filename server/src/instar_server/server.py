@@ -16,7 +16,8 @@ from instar_server.bus.local import LocalBus
 from instar_server.ca import SERVER_DAYS, FleetCA, expiry
 from instar_server.domain.looks import LookRules
 from instar_server.gateway.artifacts import Artifacts
-from instar_server.gateway.channels import Channels, ChannelSettings
+from instar_server.gateway.channels import Channels
+from instar_server.gateway.hub import ChannelSettings
 from instar_server.gateway.listener import Gateway, tls_context
 from instar_server.gateway.nodes import NodeCalls
 from instar_server.services.access import Access
@@ -37,8 +38,9 @@ from instar_server.storage.migrate import upgrade
 from instar_server.trust.files import make_folder, write_atomic
 from instar_server.trust.keys import load_online
 from instar_server.trust.repository import Repository
-from instar_server.web.app import WebServices, make_app
+from instar_server.web.app import make_app
 from instar_server.web.listener import WebListener
+from instar_server.web.services import WebServices
 
 log = logging.getLogger(__name__)
 

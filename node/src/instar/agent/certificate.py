@@ -7,7 +7,7 @@ issuer, validity (RFC 5280, 4.1). Whether the certificate can be trusted is TLS'
 from __future__ import annotations
 
 import binascii
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from instar.core.errors import InputError
 
@@ -15,8 +15,7 @@ BEGIN, END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 SEQUENCE, EXPLICIT_0, UTC_TIME, GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
 
 
-@dataclass(frozen=True, slots=True)
-class Validity:
+class Validity(NamedTuple):
     """Unix times."""
 
     not_before: float

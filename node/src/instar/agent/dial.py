@@ -9,7 +9,6 @@ import socket
 import ssl
 import threading
 from binascii import b2a_base64
-from dataclasses import dataclass
 from typing import Any
 
 from instar.agent.node import Address
@@ -27,13 +26,11 @@ PROXY_ANSWER = 8_192  # bytes of a proxy's answer before it is given up
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-@dataclass(frozen=True, slots=True)
 class Dialer:
     """Dials one node's server. Key and certificates are read anew each time, so renewal needs no word."""
 
-    layout: Layout
-    server: Address
-    proxy: Address | None = None
+    def __init__(self, layout: Layout, server: Address, proxy: Address | None = None) -> None:
+        self.layout, self.server, self.proxy = layout, server, proxy
 
     async def dial(self, within_s: float = DIAL_WITHIN_S) -> Stream:
         """Raises ServerUnreachable, or MachineError `bad-identity`, within `within_s`."""

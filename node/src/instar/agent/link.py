@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from instar.agent.dial import Dialer, Stream
 from instar.core.errors import InputError, ServerRefused, ServerUnreachable
@@ -27,8 +27,7 @@ class Refusal(ServerRefused):
         self.retry_after_s = retry_after_s
 
 
-@dataclass(frozen=True, slots=True)
-class Unusable:
+class Unusable(NamedTuple):
     """A frame that could not be read; an `error` has been sent back."""
 
     problem: InputError

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from instar.agent.channel import Channel
@@ -134,8 +133,9 @@ def random01() -> float:
     return int.from_bytes(os.urandom(6), "big") / 2**48
 
 
-@dataclass
 class Options:
+    """What the command line says; these are the defaults."""
+
     state: Path = Path()
     rehearse: bool = False
     tx: str = ""

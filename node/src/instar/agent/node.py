@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from instar.core.errors import InputError, MachineError
+from instar.core.errors import InputError
+from instar.host.identity import read_node
 from instar.host.layout import Layout
 
 log = logging.getLogger("instar.agent")
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
+    """Where to connect to."""
+
     host: str
     port: int
     user: str = ""  # for a proxy that wants one; never logged
@@ -24,8 +26,9 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
+    """This node and its server."""
+
     id: str
     server: Address
     proxy: Address | None
@@ -36,30 +39,17 @@ def load_node(layout: Layout) -> Node:
 
     A configuration that cannot be read stops nothing: it is said, and the node goes on without it.
     """
-    name, server = _record(layout)
+    known = read_node(layout)
     proxy = None
-    if layout.config.exists():  # only then the resident pays for what reads it
-        from instar.host.records import read_config
+    if layout.config.exists():  # only then the resident pays for its reader: 0.4 MiB and 5 ms
+        from instar.host.config import read_config
 
         try:
             text = read_config(layout).network.proxy
             proxy = address(text, "http", 3128) if text else None
         except InputError as error:
             log.error("%s; going on with the defaults", error.text)
-    return Node(name, server, proxy)
-
-
-def _record(layout: Layout) -> tuple[str, Address]:
-    """identity/node.json, as `instar.host.records` writes it."""
-    try:
-        body = json.loads(layout.node.read_bytes())
-        name, server = str(body["node"]), str(body["server"])
-    except FileNotFoundError:
-        text = f"cannot find {layout.node}: this is no node yet; run `instar install --state {layout.state}`"
-        raise MachineError("not-enrolled", text) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MachineError("bad-identity", f"cannot read {layout.node}: {error!r:.200}") from None
-    return name, address(server, "https", 443)
+    return Node(known.node, address(known.server, "https", 443), proxy)
 
 
 def address(url: str, scheme: str, default_port: int) -> Address:

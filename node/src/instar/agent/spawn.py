@@ -14,8 +14,8 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 STDERR_TAIL = 4_096  # bytes
 STDERR_MOST = 16 << 20  # bytes; a child that says more is ended
@@ -24,8 +24,7 @@ REAP_WITHIN_S = 5.0
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a child ended. `cut` says why it was killed: '', 'deadline' or 'output'."""
 
     exit_code: int

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -42,12 +41,12 @@ class Store(Protocol):
     def held(self) -> int: ...
 
 
-@dataclass
 class MemoryStore:
     """For jobs whose repetition does no harm (rehearsal, health): nothing is written."""
 
-    _open: dict[str, Result | None] = field(default_factory=dict)
-    _done: dict[str, None] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._open: dict[str, Result | None] = {}
+        self._done: dict[str, None] = {}
 
     def known(self, job_id: str) -> bool:
         return job_id in self._open or job_id in self._done

@@ -9,15 +9,14 @@ import json
 import os
 import select
 import signal
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from instar.core.errors import MachineError
-from instar.host.files import remove, write_atomic
+from instar.host.files import failed, remove
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(NamedTuple):
     """One process of one boot. `started` is field 22 of /proc/<pid>/stat, in clock ticks since boot."""
 
     pid: int
@@ -44,8 +43,19 @@ def this_process(boot_id: str, release: str = "") -> Process:
 
 
 def record(path: Path, process: Process) -> None:
-    """Write who plays a role. exec keeps pid and start time, so the launcher may write it."""
-    write_atomic(path, json.dumps(asdict(process)).encode(), 0o600)
+    """Write who plays a role. exec keeps pid and start time, so the launcher may write it.
+
+    Whole for every reader, but not synced: it speaks of this boot alone, so after a power cut it would
+    say nothing. Two syncs at each start would lengthen the gap of an update.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb") as file:
+            file.write(json.dumps(process._asdict()).encode())
+        os.rename(temporary, path)
+    except OSError as error:
+        raise failed("write", path, error) from error
 
 
 def recorded(path: Path) -> Process | None:

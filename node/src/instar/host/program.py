@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from instar.host import interpreter
 from instar.trust.program import program_digest
 from instar.version import VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(NamedTuple):
     """`release` is the name of the release folder it lies in, '' when it lies in none."""
 
     version: str

@@ -1,61 +1,24 @@
-"""The node's small files: who it is, what it may do, what it keeps away. Each is read anew when needed."""
+"""The node's small files: who it is, what it may do, what it keeps away. Each is read anew when needed.
+
+Who it is and what it may do have readers of their own, which the agent uses without the rest.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from instar.core.errors import InputError, MachineError
 from instar.core.journal import Reason
 from instar.core.quarantine import Entry
-from instar.core.settings import Settings, read_settings
+from instar.host.config import read_config
 from instar.host.files import DISK, Disk, write_atomic
-from instar.host.layout import Layout
+from instar.host.identity import Node, read_node, write_node
 
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """identity/node.json, written at enrolment. `enrolled` is unix time."""
-
-    node: str
-    server: str
-    group: str
-    enrolled: float
-
-
-def read_node(layout: Layout) -> Node:
-    """Raises MachineError `not-enrolled` or `bad-identity`; there is no node without it."""
-    try:
-        body = json.loads(layout.node.read_bytes())
-        return Node(str(body["node"]), str(body["server"]), str(body["group"]), float(body["enrolled"]))
-    except FileNotFoundError:
-        text = f"cannot find {layout.node}: this is no node yet; run `instar install --state {layout.state}`"
-        raise MachineError("not-enrolled", text) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MachineError("bad-identity", f"cannot read {layout.node}: {error!r}") from None
-
-
-def write_node(layout: Layout, node: Node) -> None:
-    write_atomic(layout.node, json.dumps({"v": 1, **asdict(node)}).encode(), 0o600)
-
-
-def read_config(layout: Layout) -> Settings:
-    """config.toml; the defaults where there is none.
-
-    Raises InputError `bad-config` naming the fault. Callers that must run go on with `Settings()`.
-    """
-    import tomllib
-
-    try:
-        return read_settings(tomllib.loads(layout.config.read_text()))
-    except FileNotFoundError:
-        return Settings()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError("bad-config", f"cannot read {layout.config}: {error}") from None
+__all__ = ["Node", "read_config", "read_node", "read_quarantine", "write_node", "write_quarantine"]
 
 
 def read_quarantine(path: Path) -> dict[str, Entry]:

@@ -20,8 +20,8 @@ from instar.host.clock import Clock
 from instar.host.interpreter import command
 from instar.host.layout import LINES, Layout
 from instar.host.line import Line
+from instar.host.locks import RoleLock
 from instar.host.points import reach
-from instar.host.services import RoleLockProbe
 
 LOCK_WAIT_S = 10.0
 
@@ -34,33 +34,26 @@ def choose(line: Line, clock: Clock) -> str:
     lock = line.lock()
     lock.acquire(LOCK_WAIT_S)
     with lock:
-        trial = trials.read(line)
-        if trial is not None and trial.release == line.current() and not trial.confirmed:
-            _count(line, trial, clock)
-        current = line.current()
-        if line.is_valid(current):
-            return current
-        return _repair(line, current)
+        trial, current = trials.read(line), line.current()
+        sound = line.is_valid(current)  # asked once: it reads and hashes the whole release
+        if trial is not None and trial.release == current and not trial.confirmed:
+            reason = trial.undone or _why_not_again(trial, sound, clock)
+            if reason is None:
+                trials.write(line, replace(trial, attempts=trial.attempts + 1))
+                reach("launch:counted")
+            else:  # also when a kill came between the reason and the link
+                trials.undo(line, trial, reason)
+                current = line.current()
+                sound = line.is_valid(current)
+        return current if sound else _repair(line, current)
 
 
-def _count(line: Line, trial: trials.Trial, clock: Clock) -> None:
-    if trial.undone is not None:
-        trials.undo(line, trial, trial.undone)  # a kill came between the reason and the link
-        return
-    reason = _why_not_again(line, trial, clock)
-    if reason is not None:
-        trials.undo(line, trial, reason)
-        return
-    trials.write(line, replace(trial, attempts=trial.attempts + 1))
-    reach("launch:counted")
-
-
-def _why_not_again(line: Line, trial: trials.Trial, clock: Clock) -> Reason | None:
+def _why_not_again(trial: trials.Trial, sound: bool, clock: Clock) -> Reason | None:
     if trial.attempts >= trial.max_attempts:
         return Reason("attempts-used-up", f"it was started {trial.attempts} times and did not stay up")
     if why := trials.lapsed(trial, clock):
         return Reason("lease-lapsed", why)
-    if not line.is_valid(trial.release):
+    if not sound:
         return Reason("release-damaged", "its files are not what was signed")
     return None
 
@@ -76,8 +69,9 @@ def _repair(line: Line, current: str) -> str:
 
 def become(layout: Layout, role: str, clock: Clock) -> None:
     """Replace this process by the chosen release of `role`. Does not return; raises InstarError."""
-    if RoleLockProbe(layout.role_lock(role)).held():
-        raise MachineError("already-running", f"cannot start: another process is this node's {role}")
+    with RoleLock(layout.role_lock(role)) as lock:
+        if not lock.try_acquire():
+            raise MachineError("already-running", f"cannot start: another process is this node's {role}")
     release = choose(Line(layout.line(role)), clock)
     processes.record(layout.process(role), processes.this_process(clock.boot_id(), release))
     reach(f"launch:{role}:recorded")

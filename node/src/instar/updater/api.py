@@ -20,6 +20,7 @@ from instar.core.errors import InputError, InstarError
 from instar.host.sockets import MOST_BYTES
 
 CLIENT_S = 5.0  # for one client's request
+AGAIN_S = 0.2  # after an accept that failed
 SYSTEMD_FD = 3  # sd_listen_fds(3)
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -40,8 +41,9 @@ class LocalApi:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError:  # out of descriptors, or the client went away: the next one may be luckier
+                time.sleep(AGAIN_S)
+                continue
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(CLIENT_S)
                 connection.sendall(json.dumps(self._answer(connection)).encode() + b"\n")

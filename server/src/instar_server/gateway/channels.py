@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from instar.wire.messages import MAX_FRAME, Look
 from instar_server.bus.api import AGENTS, FLEET, Bus, Message
+from instar_server.gateway.hub import ChannelSettings
 from instar_server.gateway.identity import peer
 from instar_server.gateway.session import Session
-from instar_server.services.presence import Presence
+from instar_server.services.presence import Live, Presence
 from instar_server.services.standing import Standing
 from instar_server.services.verdicts import Verdicts
 from instar_server.storage.batch import SEEN, Observations
@@ -28,16 +28,9 @@ CLOSE_WITHIN_S = 2.0  # for the other side's close frame
 MAX_READ = 2 * MAX_FRAME
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelSettings:
-    """Seconds: how often nodes ping and report health, and how long a test job may take."""
-
-    ping_s: float = 30.0
-    health_s: float = 60.0
-    job_s: float = 30.0
-
-
 class Channels:
+    """Is the sessions' `Hub`."""
+
     def __init__(
         self,
         settings: ChannelSettings,
@@ -76,25 +69,19 @@ class Channels:
             self._sessions.discard(session)
         return ws
 
-    async def join(self, session: Session) -> None:
-        """Take the node's place; the older channel, if there is one, is told and ended."""
-        replaced = self._presence.join(session)
+    async def join(self, live: Live) -> None:
+        replaced = self._presence.join(live)
         if isinstance(replaced, Session):
             self._start(
                 replaced.refuse("replaced", "another channel of this node has taken the place of this one")
             )
-        body = {
-            "kind": "connected",
-            "node": session.node,
-            "version": session.version,
-            "digest": session.digest,
-        }
+        body = {"kind": "connected", "node": live.node, "version": live.version, "digest": live.digest}
         self._bus.publish(FLEET, body)
 
-    def leave(self, session: Session) -> None:
-        if self._presence.leave(session):
-            self.observations.put(SEEN, session.node, session.heard)
-            self._bus.publish(FLEET, {"kind": "disconnected", "node": session.node})
+    def leave(self, live: Live) -> None:
+        if self._presence.leave(live):
+            self.observations.put(SEEN, live.node, live.heard)
+            self._bus.publish(FLEET, {"kind": "disconnected", "node": live.node})
 
     def count(self) -> int:
         return len(self._sessions)

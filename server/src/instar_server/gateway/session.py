@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -33,11 +32,9 @@ from instar.wire.messages import (
 from instar_server import VERSION
 from instar_server.domain import hello as hellos
 from instar_server.gateway.frames import FrameError, decode, encode
+from instar_server.gateway.hub import Hub
 from instar_server.services.standing import Peer
 from instar_server.storage.batch import AGENT, HEALTH
-
-if TYPE_CHECKING:
-    from instar_server.gateway.channels import Channels
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +45,16 @@ NO_STAY_AWAY_S = 1.0
 
 class Session:
     __slots__ = (
-        "_channels", "_closing", "_request", "_ws", "digest", "heard", "looked_at", "node", "not_after",
+        "_closing", "_hub", "_request", "_ws", "digest", "heard", "looked_at", "node", "not_after",
         "role", "serial", "since", "stored_at", "told", "tries", "tx", "version",
     )  # fmt: skip
 
-    def __init__(
-        self, channels: Channels, ws: web.WebSocketResponse, request: web.Request, peer: Peer
-    ) -> None:
-        self._channels, self._ws, self._request = channels, ws, request
+    def __init__(self, hub: Hub, ws: web.WebSocketResponse, request: web.Request, peer: Peer) -> None:
+        self._hub, self._ws, self._request = hub, ws, request
         self._closing = False
         self.node, self.serial, self.not_after = peer.node, peer.serial, peer.not_after
         self.role = self.version = self.digest = self.tx = ""
-        self.since = self.heard = self.stored_at = channels.now()
+        self.since = self.heard = self.stored_at = hub.now()
         self.told, self.tries, self.looked_at = 0, 0, 0.0
 
     # ---- life
@@ -93,11 +88,11 @@ class Session:
 
     async def _serve(self, hello: Hello) -> None:
         """Role agent: take the node's place, then answer until the channel ends."""
-        channels = self._channels
-        await channels.join(self)
+        hub = self._hub
+        await hub.join(self)
         try:
             # A revocation between the connection's check and the join would not have found this channel.
-            await channels.standing.check(self.serial, self.node)
+            await hub.standing.check(self.serial, self.node)
             values = (
                 hello.version,
                 hello.digest,
@@ -107,9 +102,9 @@ class Session:
                 hello.python,
                 self.heard,
             )
-            channels.observations.put(AGENT, self.node, *values)
-            await self.send(Welcome(PROTOCOL, VERSION, channels.settings.ping_s, channels.settings.health_s))
-            channels.joined(self.node)
+            hub.observations.put(AGENT, self.node, *values)
+            await self.send(Welcome(PROTOCOL, VERSION, hub.settings.ping_s, hub.settings.health_s))
+            hub.joined(self.node)
             if hello.tx:
                 await self._health_job(hello)
             while (message := await self._next()) is not None:
@@ -117,13 +112,13 @@ class Session:
         except InstarError as error:
             await self.refuse(error.code, error.text, 60.0)
         finally:
-            channels.leave(self)
+            hub.leave(self)
 
     async def _health_job(self, hello: Hello) -> None:
         """The job by which an agent on trial is judged."""
-        deadline_s = self._channels.settings.job_s
+        deadline_s = self._hub.settings.job_s
         try:
-            job = await self._channels.verdicts.begin(
+            job = await self._hub.verdicts.begin(
                 self.node, "health", hello.tx, hello.version, hello.digest, deadline_s
             )
         except SQLAlchemyError as error:
@@ -134,7 +129,7 @@ class Session:
 
     async def _rehearse(self, hello: Hello) -> None:
         """Role rehearsal: one job, its verdict, and the end. The node's state is not touched."""
-        settings, verdicts = self._channels.settings, self._channels.verdicts
+        settings, verdicts = self._hub.settings, self._hub.verdicts
         try:
             await self.send(Welcome(PROTOCOL, VERSION, settings.ping_s, settings.health_s))
             job = await verdicts.begin(
@@ -192,7 +187,7 @@ class Session:
     async def _result(self, result: Result) -> None:
         """Acknowledged only when stored. A job that was never sent is named, and settled too:
         no later try could succeed, so the node must not keep it."""
-        if not await self._channels.verdicts.finish(self.node, result):
+        if not await self._hub.verdicts.finish(self.node, result):
             await self.send(
                 Error("unknown-job", f"cannot use a result: no job {result.id[:40]!r} of this node")
             )
@@ -205,7 +200,7 @@ class Session:
             await self.send(Error("health-too-large", raise_text))
             return
         values = (int(health.ok), body.decode(), self.heard, self.heard)
-        self._channels.observations.put(HEALTH, self.node, *values)
+        self._hub.observations.put(HEALTH, self.node, *values)
 
     # ---- frames
 
@@ -215,7 +210,7 @@ class Session:
             frame = await self._ws.receive()
             if frame.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                 return None
-            self.heard = self._channels.now()
+            self.heard = self._hub.now()
             try:
                 if frame.type is WSMsgType.BINARY:
                     raise FrameError("bad-frame", "cannot read a binary frame: expected text")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -14,44 +12,12 @@ from starlette.exceptions import HTTPException
 
 from instar.core.errors import InstarError
 from instar_server import VERSION
-from instar_server.bus.api import Bus
-from instar_server.services.access import Access
-from instar_server.services.enrolment import Enrolment
-from instar_server.services.fleet import Fleet
-from instar_server.services.history import History
-from instar_server.services.ports import Releases
-from instar_server.services.presence import Presence
-from instar_server.services.programs import Programs
-from instar_server.services.standing import Standing
-from instar_server.services.wishes import Wishes
 from instar_server.statuses import status_of
-from instar_server.storage.database import Database
-from instar_server.trust.repository import Repository
-
-
-@dataclass(frozen=True, slots=True)
-class WebServices:
-    """What the API works with. `max_upload` in bytes."""
-
-    access: Access
-    fleet: Fleet
-    enrolment: Enrolment
-    wishes: Wishes
-    history: History
-    standing: Standing
-    releases: Releases
-    repository: Repository
-    programs: Programs
-    bus: Bus
-    presence: Presence
-    database: Database
-    max_upload: int
-    now: Callable[[], float]
+from instar_server.web import nodes, releases, system, tokens, wishes
+from instar_server.web.services import WebServices
 
 
 def make_app(services: WebServices) -> FastAPI:
-    from instar_server.web import nodes, releases, system, tokens, wishes
-
     app = FastAPI(
         title="Instar",
         version=VERSION,

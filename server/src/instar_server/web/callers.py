@@ -9,8 +9,8 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from instar_server.storage.rows import ApiTokenRow
-from instar_server.web.app import WebServices
 from instar_server.web.models import ErrorBody
+from instar_server.web.services import WebServices
 
 bearer = HTTPBearer(auto_error=False, description="An API token (instarctl api-tokens).")
 

@@ -1,0 +1,36 @@
+"""What a control channel needs of the place that holds all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from instar_server.services.presence import Live
+from instar_server.services.standing import Standing
+from instar_server.services.verdicts import Verdicts
+from instar_server.storage.batch import Observations
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSettings:
+    """Seconds: how often nodes ping and report health, and how long a test job may take."""
+
+    ping_s: float = 30.0
+    health_s: float = 60.0
+    job_s: float = 30.0
+
+
+class Hub(Protocol):
+    settings: ChannelSettings
+    standing: Standing
+    verdicts: Verdicts
+    observations: Observations
+    joined: Callable[[str], None]  # told the node's name once it has been welcomed
+    now: Callable[[], float]
+
+    async def join(self, live: Live) -> None:
+        """Take the node's place; the older channel, if there is one, is told and ended."""
+
+    def leave(self, live: Live) -> None:
+        """The channel has ended. One that had been replaced before changes nothing."""

@@ -1,0 +1,39 @@
+"""What the API works with: handed in once, reached by every call through its request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from instar_server.bus.api import Bus
+from instar_server.services.access import Access
+from instar_server.services.enrolment import Enrolment
+from instar_server.services.fleet import Fleet
+from instar_server.services.history import History
+from instar_server.services.ports import Releases
+from instar_server.services.presence import Presence
+from instar_server.services.programs import Programs
+from instar_server.services.standing import Standing
+from instar_server.services.wishes import Wishes
+from instar_server.storage.database import Database
+from instar_server.trust.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class WebServices:
+    """`max_upload` in bytes."""
+
+    access: Access
+    fleet: Fleet
+    enrolment: Enrolment
+    wishes: Wishes
+    history: History
+    standing: Standing
+    releases: Releases
+    repository: Repository
+    programs: Programs
+    bus: Bus
+    presence: Presence
+    database: Database
+    max_upload: int
+    now: Callable[[], float]
