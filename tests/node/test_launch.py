@@ -94,7 +94,7 @@ def test_a_trial_of_another_release_does_not_concern_current(node: Node) -> None
 
 def test_a_lapsed_trial_is_over(node: Node) -> None:
     on_trial(node)
-    node.clock.now += 21
+    node.clock.now += 26
     assert chosen(node) == node.old.name
     assert undone(node) == "lease-lapsed"
 
@@ -196,7 +196,7 @@ def test_the_guard_leaves_an_open_trial_alone(node: Node) -> None:
 @pytest.mark.parametrize("confirmed", [False, True])
 def test_the_guard_ends_a_lapsed_trial_and_its_process(node: Node, confirmed: bool) -> None:
     on_trial(node, confirmed=confirmed)
-    node.clock.now += 21
+    node.clock.now += 26
     child = sleeper()
     try:
         record = processes.Process(
@@ -215,7 +215,7 @@ def test_the_guard_ends_a_lapsed_trial_and_its_process(node: Node, confirmed: bo
 
 def test_the_guard_does_not_touch_a_process_of_another_release(node: Node) -> None:
     on_trial(node)
-    node.clock.now += 21
+    node.clock.now += 26
     child = sleeper()
     try:
         record = processes.Process(
@@ -232,7 +232,7 @@ def test_the_guard_does_not_touch_a_process_of_another_release(node: Node) -> No
 @pytest.mark.parametrize("point", ["undo:written", "undo:flipped"])
 def test_a_killed_guard_is_finished_by_the_next_one(node: Node, point: str) -> None:
     on_trial(node)
-    node.clock.now += 21
+    node.clock.now += 26
     child = sleeper()
 
     def kill(at: str) -> None:

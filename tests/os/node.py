@@ -19,6 +19,7 @@ AGENT, UPDATER, SOCKET, TIMER = UNITS
 FINAL = ("confirmed", "reverted")
 SETTLED_S = 60.0
 STATE = "/var/lib/instar"
+PLAN = "lab-kill-plan.json"
 PROGRAM = "/root/instar.pyz"
 
 SETTINGS = """\
@@ -49,10 +50,15 @@ class OsNode:
         self.server.hand_out(self.programs[version], self.server.token(1, self.group), path)
         return self.container.do("python3", PROGRAM, "install", *options)
 
-    def set_up(self, version: str, hold_s: float = 0.5) -> None:
-        """Install with short times, start, and wait for the agent on its channel."""
+    def set_up(self, version: str, hold_s: float = 0.5, plan: Mapping[str, Any] | None = None) -> None:
+        """Install with short times, start, and wait for the agent on its channel.
+
+        `plan` is for the program that kills itself (instar_lab.program.wrappers.killed_at).
+        """
         self.install(version, "--no-start")
         self.layout.config.write_text(SETTINGS.format(hold_s=hold_s))
+        if plan is not None:
+            (self.layout.state / PLAN).write_text(json.dumps(plan))
         self.cli("start")
         self.connected()
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from instar.core.errors import MachineError
 from instar_lab import machine
 from tests.os.conftest import CRASHES, KILLED, NEW, OLD
-from tests.os.node import AGENT, LINES, SOCKET, STATE, TIMER, UNITS, UPDATER, OsNode, outcomes
+from tests.os.node import AGENT, LINES, PLAN, SOCKET, STATE, TIMER, UNITS, UPDATER, OsNode, outcomes
 
 pytestmark = pytest.mark.os
 
@@ -66,6 +64,8 @@ def test_both_lines_are_updated_by_an_updater_that_survives_the_agents_restart(n
     stopping = [line.wall for line in node.container.journal(AGENT) if line.text.startswith("Stopping")]
     assert len(stopping) == 1
     print(f"update gap of the agent: {since - stopping[0]:.3f} s from the stop to the new channel")
+    print("\n".join(f"{line.wall - stopping[0]:.3f} {line.source}: {line.text}" for line in node.container.journal(AGENT) if abs(line.wall-stopping[0])<3))
+    print("\n".join(f"{line.wall - stopping[0]:.3f} {line.source}: {line.text}" for line in node.container.journal(UPDATER)))
     assert 0 < since - stopping[0] < 5.0
     # The agent was restarted by order, never by accident, and the updater went on as one process through it:
     assert int(node.container.property(AGENT, "NRestarts")) == restarts
@@ -77,7 +77,7 @@ def test_both_lines_are_updated_by_an_updater_that_survives_the_agents_restart(n
 
 @pytest.mark.parametrize("line", LINES)
 def test_release_that_crashes_is_reverted_without_help(node: OsNode, line: str) -> None:
-    node.set_up(OLD)
+    node.set_up(OLD, hold_s=3.0)  # it lives for a second at a time
     node.want(CRASHES, line)
     (entry,) = node.settled(1)
     assert outcomes([entry]) == [(line, CRASHES, "reverted")]
@@ -108,7 +108,9 @@ def test_power_cut_in_the_middle_of_a_trial(node: OsNode, line: str) -> None:
     node.container.cut_power()
     node.container.boot()
 
-    (entry,) = node.settled(1)
+    entries = node.settled(1)
+    print(*((e["state"], e["reason"], [c["state"] for c in e["changes"]]) for e in entries), sep="\n")
+    entry = entries[-1]
     node.connected(after=before)
     assert entry["state"] in ("confirmed", "reverted"), entry
     runs = NEW if entry["state"] == "confirmed" else OLD
@@ -123,12 +125,10 @@ def test_power_cut_in_the_middle_of_a_trial(node: OsNode, line: str) -> None:
 
 
 def test_updater_killed_while_it_stages_is_started_again_and_finishes(node: OsNode) -> None:
-    node.set_up(KILLED)
-    plan = {"kills": [{"role": "updater", "point": "stage:fetch"}]}
-    (node.layout.state / "lab-kill-plan.json").write_text(json.dumps(plan))
+    node.set_up(KILLED, plan={"kills": [{"role": "updater", "point": "stage:fetch"}]})
     node.want(NEW)
     assert outcomes(node.settled(2)) == [(line, NEW, "confirmed") for line in LINES]
-    assert (node.layout.state / "lab-kill-plan.json.done").stat().st_size == 1
+    assert (node.layout.state / f"{PLAN}.done").stat().st_size == 1
     died = [line.text for line in node.container.journal(UPDATER) if "status=9/KILL" in line.text]
     assert len(died) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,11 +104,11 @@ def play_demo(options: argparse.Namespace) -> int:
     from instar_lab.demo.view import View
     from instar_lab.fleet import Fleet
 
-    console = Console()
+    console, began = Console(), time.monotonic()
     with View(console) as view:
         view.headline("making keys and starting the server")
         with Fleet(options.nodes, options.keep) as fleet:
-            report = run(fleet, view, options.report)
+            report = run(fleet, view, options.report, began)
         verdict = "every node runs the good release" if report.ok else "something went wrong"
         view.say(f"{verdict}; {report.seconds:.0f} s", "bold green" if report.ok else "bold red")
     return 0 if report.ok else 1

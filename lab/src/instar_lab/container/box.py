@@ -71,7 +71,9 @@ class Container:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # --- life
@@ -81,7 +83,9 @@ class Container:
         words = ["setpriv", "--pdeathsig", "KILL", *NSPAWN, f"--directory={self.root}"]
         with self.console.open("ab") as console:
             self._nspawn = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
-        machine.wait_for(self._up, "a booted container", BOOT_S, lambda: machine.tail(self.console), every_s=0.05)
+        machine.wait_for(
+            self._up, "a booted container", BOOT_S, lambda: machine.tail(self.console), every_s=0.05
+        )
 
     def _up(self) -> bool:
         assert self._nspawn is not None
@@ -155,7 +159,9 @@ class Container:
         done = self.run(*words, within_s=within_s)
         if done.returncode != 0:
             said = (done.stderr.strip() or done.stdout.strip() or "it said nothing")[-2000:]
-            raise MachineError("command-failed", f"cannot {' '.join(words)}: status {done.returncode}: {said}")
+            raise MachineError(
+                "command-failed", f"cannot {' '.join(words)}: status {done.returncode}: {said}"
+            )
         return done.stdout
 
     def property(self, unit: str, name: str) -> str:

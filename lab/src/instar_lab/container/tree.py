@@ -51,7 +51,13 @@ def make_tree(cache: Path, say: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def _debootstrap(folder: Path) -> None:
-    words = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(folder), mirror]
+    words = [
+        "debootstrap",
+        "--variant=minbase",
+        f"--include={','.join(PACKAGES)}",
+        SUITE,
+        str(folder),
+    ]
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, timeout=MAKE_S, check=False, stdin=subprocess.DEVNULL
@@ -60,7 +66,9 @@ def _debootstrap(folder: Path) -> None:
         raise MachineError("no-tree", f"cannot make a Debian tree: {error}") from None
     if done.returncode != 0:
         said = (done.stderr + done.stdout).strip()[-2000:]
-        raise MachineError("no-tree", f"cannot make a Debian tree: debootstrap ended with {done.returncode}: {said}")
+        raise MachineError(
+            "no-tree", f"cannot make a Debian tree: debootstrap ended with {done.returncode}: {said}"
+        )
 
 
 def _adapt(tree: Path) -> None:

@@ -67,16 +67,16 @@ class Glimpse:
 
 @dataclass(slots=True)
 class Demo:
-    """One run. `fleet` is started and ended by the caller."""
+    """One run. `fleet` is started and ended by the caller. `began`: monotonic seconds, from where time is counted."""
 
     fleet: Fleet
     view: View
+    began: float
     report: Report = field(default_factory=Report)
     programs: dict[str, build.Program] = field(default_factory=dict)
 
     def run(self) -> Report:
         """Play all steps. A step that ends wrong is reported, and the later ones are still played."""
-        began = time.monotonic()
         for number, step in enumerate(STEPS, 1):
             self.view.headline(f"[{number}/{len(STEPS)}] {step.name}: {step.version} — {step.story}")
             entry = StepReport(step.name, step.version)
@@ -95,7 +95,7 @@ class Demo:
                 if step.moves:
                     break  # nothing after this can be right
             entry.nodes = self._agents()
-        self.report.seconds = time.monotonic() - began
+        self.report.seconds = time.monotonic() - self.began
         self.report.ok = len(self.report.steps) == len(STEPS) and all(
             entry.outcome != "wrong" for entry in self.report.steps
         )
@@ -257,9 +257,9 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def run(fleet: Fleet, view: View, report_path: Path | None) -> Report:
+def run(fleet: Fleet, view: View, report_path: Path | None, began: float) -> Report:
     """Play the demo; the report is written whatever comes of it."""
-    demo = Demo(fleet, view)
+    demo = Demo(fleet, view, began)
     try:
         return demo.run()
     finally:

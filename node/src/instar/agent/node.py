@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from instar.core.errors import InputError
+from instar.host.config import has_settings, read_config
 from instar.host.identity import read_node
 from instar.host.layout import Layout
 
@@ -41,9 +42,7 @@ def load_node(layout: Layout) -> Node:
     """
     known = read_node(layout)
     proxy = None
-    if layout.config.exists():  # only then the resident pays for its reader: 0.4 MiB and 5 ms
-        from instar.host.config import read_config
-
+    if has_settings(layout):
         try:
             text = read_config(layout).network.proxy
             proxy = address(text, "http", 3128) if text else None

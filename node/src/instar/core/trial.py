@@ -27,11 +27,12 @@ class Lease:
     spent_s: float = 0.0
 
     def spent(self, boot_id: str, boottime: float) -> float:
-        """Seconds used up. In another boot, the time between the last mark and that boot is not known:
-        only what this boot has run counts (the launcher's count of attempts bounds the boots)."""
+        """Seconds used up. In another boot, time since the last mark is not known and does not count, and
+        neither does the boot itself: the launcher marks the lease when it starts the release there, and
+        its count of attempts bounds the boots."""
         if boot_id == self.boot_id:
             return self.spent_s + max(0.0, boottime - self.since)
-        return self.spent_s + boottime
+        return self.spent_s
 
     def marked(self, boot_id: str, boottime: float) -> Lease:
         """The same lease, reckoned from now on in this boot."""

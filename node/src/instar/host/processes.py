@@ -9,14 +9,15 @@ import json
 import os
 import select
 import signal
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from instar.core.errors import MachineError
 from instar.host.files import failed, remove
 
 
-class Process(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Process:
     """One process of one boot. `started` is field 22 of /proc/<pid>/stat, in clock ticks since boot."""
 
     pid: int
@@ -52,7 +53,7 @@ def record(path: Path, process: Process) -> None:
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(fd, "wb") as file:
-            file.write(json.dumps(process._asdict()).encode())
+            file.write(json.dumps(asdict(process)).encode())
         os.rename(temporary, path)
     except OSError as error:
         raise failed("write", path, error) from error

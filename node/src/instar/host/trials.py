@@ -86,9 +86,12 @@ def undo(line: Line, trial: Trial, reason: Reason) -> None:
 
 
 def lapsed(trial: Trial, clock: Clock) -> str:
-    """Why this open trial is over by itself, in words; '' while it is not. The cap, not the lease, counts
-    here: whether the network is at fault is the updater's to judge, and it may be slow or gone."""
-    spent = trial.lease.spent(clock.boot_id(), clock.boottime())
-    if spent < trial.lease.cap_s:
+    """Why this open trial is over by itself, in words; '' while it is not.
+
+    The updater judges at the lease and at the cap, and says whether the network is at fault. Only when
+    it has done neither for a while beyond the cap, since it is slow, gone or itself on trial, is it over.
+    """
+    spent, cap_s = trial.lease.spent(clock.boot_id(), clock.boottime()), trial.lease.cap_s
+    if spent < cap_s + min(60.0, cap_s / 4):
         return ""
-    return f"nobody confirmed it within {trial.lease.cap_s:g} s"
+    return f"nobody judged it within {spent:.0f} s"

@@ -29,6 +29,8 @@ from instar.recovery import guard, launch
 
 STEADY_S = 20.0  # a process that ran this long is started again at once
 TICK_S = 5.0  # how often trials are looked at
+LOG_BYTES = 4 * 1024 * 1024
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 class Kept:
@@ -103,9 +105,12 @@ class Keeper:
         return kept.pidfd is not None
 
     def _spawn(self, kept: Kept, now: float) -> None:
+        # A signal between fork and the child's own handlers must not be lost in the child.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         pid = os.fork()
         if pid == 0:
             _become_daemon(self.layout, kept.role)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         kept.pidfd = os.pidfd_open(pid)
         kept.started_at = now
         reach(f"keep:{kept.role}:spawned")
@@ -155,15 +160,24 @@ def _become_daemon(layout: Layout, role: str) -> None:
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in HANDLED:
             signal.signal(number, signal.SIG_DFL)
-        log = os.open(layout.run / f"{role}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        log = _open_log(layout.run / f"{role}.log")
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.closerange(3, 1024)
         status = launch.main([role, "--state", str(layout.state)])
     finally:
         os._exit(status)
+
+
+def _open_log(path: Path) -> int:
+    """The daemon's log; a long one is put aside first, so that two of them are all there ever is."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LOG_BYTES:
+            os.replace(path, path.with_suffix(".log.1"))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def main(argv: list[str]) -> int:

@@ -39,7 +39,8 @@ def choose(line: Line, clock: Clock) -> str:
         if trial is not None and trial.release == current and not trial.confirmed:
             reason = trial.undone or _why_not_again(trial, sound, clock)
             if reason is None:
-                trials.write(line, replace(trial, attempts=trial.attempts + 1))
+                lease = trial.lease.marked(clock.boot_id(), clock.boottime())
+                trials.write(line, replace(trial, attempts=trial.attempts + 1, lease=lease))
                 reach("launch:counted")
             else:  # also when a kill came between the reason and the link
                 trials.undo(line, trial, reason)
@@ -59,6 +60,8 @@ def _why_not_again(trial: trials.Trial, sound: bool, clock: Clock) -> Reason | N
 
 
 def _repair(line: Line, current: str) -> str:
+    """The best of what is left: previous, else the newest valid one. As a last resort that may be one
+    that was verified but never rehearsed: signed code that runs is worth more than none."""
     others = [name for name in reversed(line.names()) if name != current]
     for name in (line.previous(), *others):
         if line.is_valid(name):

@@ -132,9 +132,17 @@ class Loop:
         for journal in self.journals.unfinished():
             begin = journal.progress.begin
             if begin.cause == "wish" and digests.get(begin.line) != begin.digest:
-                reason = Reason("superseded", "the server wants another release by now")
-                if abandon(journal, self.targets[begin.line], reason):
-                    self._drive(journal)
+                self._end(journal, Reason("superseded", "the server wants another release by now"))
+
+    def _give_up(self, role: str) -> None:
+        """End what was begun on a line that an operator takes back: it would work from a wrong origin."""
+        for journal in self.journals.unfinished():
+            if journal.progress.begin.line == role:
+                self._end(journal, Reason("superseded", "an operator went back to the previous release"))
+
+    def _end(self, journal: Journal, reason: Reason) -> None:
+        if abandon(journal, self.targets[journal.progress.begin.line], reason):
+            self._drive(journal)
 
     # --- new ones
 
@@ -191,6 +199,7 @@ class Loop:
             return
         target = self.targets[role]
         release = previous_release(target)
+        self._give_up(role)
         log.info("%s: back to %s, as asked", role, release.name)
         begin = self._begin(target.line, role, release.version, release.digest, "rollback")
         # So that the wish that was given up by this does not come back, but a newer one does.
