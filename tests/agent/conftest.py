@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from instar.host.program import Program
 from instar.host.layout import Layout
+from instar.host.program import Program
 from instar.trust.program import program_digest
 from instar_lab.program import build
 from tests.agent.fleet import VERSION, Authority, Place, Server

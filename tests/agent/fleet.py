@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from instar.host.program import Program
 from instar.host.layout import Layout
+from instar.host.program import Program
 from instar.wire.codec import decode, encode
 from instar.wire.messages import Hello, Message, Welcome
 

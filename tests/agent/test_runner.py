@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from instar.agent.jobs import run_job
-from instar.host.program import Program
 from instar.agent.spawn import STDERR_TAIL, run_child
+from instar.host.program import Program
 from instar.wire.messages import MAX_FRAME, Job
 from tests.agent.fleet import VERSION
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from instar.core.errors import InstarError
 from instar.host.sockets import ask
 from instar_lab import machine
 from instar_lab.node import Node
@@ -150,7 +151,9 @@ class Stage:
         self.server.want(version, lines, self.group)
 
     def connected(self, node: Node, within_s: float = 20.0) -> None:
+        """Wait until the agent is, and the updater answers."""
         machine.wait_for(lambda: health(node).get("connected"), "a connected agent", within_s, node.logs)
+        machine.wait_for(lambda: health(node, "updater"), "an updater that answers", within_s, node.logs)
 
     def close(self) -> None:
         for each in reversed(self.closing):
@@ -175,16 +178,17 @@ def said(node: Node, role: str, do: str, **more: Any) -> dict[str, Any]:
     return ask(node.layout.socket(role), {"do": do, **more}, 5.0)
 
 
-def health(node: Node) -> dict[str, Any]:
+def health(node: Node, role: str = "agent") -> dict[str, Any]:
+    """{} while it does not answer."""
     try:
-        return said(node, "agent", "health")
-    except Exception:  # noqa: BLE001 - not up yet is no answer, whatever the reason
+        return said(node, role, "health")
+    except InstarError:
         return {}
 
 
 def look(node: Node) -> None:
     """Have the updater look now."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(InstarError):
         said(node, "updater", "look")
 
 

@@ -111,8 +111,11 @@ class Loop:
         """Cut every connection that is open now."""
 
         async def cut() -> None:
-            for task in list(self._tasks):
+            tasks = list(self._tasks)
+            for task in tasks:
                 task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=3)
 
         self.run(cut())
 
@@ -219,7 +222,7 @@ class Mirror(Loop):
 
 
 class Proxy(Loop):
-    """A CONNECT proxy. `tunnels` lists what was asked for, `user_agents` nothing: it sees only bytes."""
+    """A CONNECT proxy. `tunnels` lists what was asked for."""
 
     def __init__(self) -> None:
         super().__init__()

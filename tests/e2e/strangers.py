@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import socket
 import ssl
-import threading
 from pathlib import Path
 from typing import Any
 
+from instar_lab import machine
 from instar_lab.node import Node
 from instar_lab.sim.frames import TEXT, frame, upgrade
 
@@ -25,7 +24,14 @@ def samples(node: str) -> dict[str, dict[str, Any]]:
         "boot_id": "b", "pid": 1, "started": 1.5, "tx": "", "os": "linux", "arch": "x", "python": "3.11.0",
         "features": ["jobs"],
     }  # fmt: skip
-    result = {"t": "result", "id": "j-1", "ok": True, "reply": {"nonce": "0" * 32}, "exit_code": 0, "stderr": "é"}
+    result = {
+        "t": "result",
+        "id": "j-1",
+        "ok": True,
+        "reply": {"nonce": "0" * 32},
+        "exit_code": 0,
+        "stderr": "é",
+    }
     return {
         "hello": hello,
         "welcome": {"t": "welcome", "v": 1, "server": "1.0.0", "ping_s": 30.0, "health_s": 60.0},
@@ -69,40 +75,60 @@ def mutated(body: dict[str, Any], chance: random.Random) -> bytes:
 
 
 class Stranger:
-    """A raw TLS connection to the gateway with a node's identity; what comes back is read and thrown away."""
+    """A raw TLS connection to the gateway with a node's identity. One thread: what came is read when asked for."""
 
-    def __init__(self, node: Node, gateway: tuple[str, int], read: bool = True) -> None:
+    def __init__(self, node: Node, gateway: tuple[str, int]) -> None:
         context = ssl.create_default_context(cafile=str(node.layout.ca))
         context.load_cert_chain(node.layout.certificate, node.layout.key)
         raw = socket.create_connection(gateway, timeout=10)
         self.socket = context.wrap_socket(raw, server_hostname=gateway[0])
-        self.heard = b""
-        self.ended = False
-        if read:
-            threading.Thread(target=self._drain, daemon=True).start()
+        self._heard = b""
+        self._ended = False
 
-    def _drain(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while data := self.socket.recv(65_536):
-                self.heard = (self.heard + data)[-200_000:]
-        self.ended = True
+    @property
+    def heard(self) -> bytes:
+        """The newest bytes that came."""
+        self._read()
+        return self._heard
+
+    @property
+    def ended(self) -> bool:
+        self._read()
+        return self._ended
+
+    def _read(self) -> None:
+        try:
+            self.socket.settimeout(0)
+            while not self._ended:
+                data = self.socket.recv(65_536)
+                self._heard = (self._heard + data)[-200_000:]
+                self._ended = not data
+        except ssl.SSLWantReadError:
+            return
+        except (OSError, ValueError):
+            self._ended = True
 
     def channel(self, place: str) -> None:
         self.send(upgrade(place, "/v1/channel", os.urandom(16), {}))
 
     def send(self, data: bytes) -> bool:
+        """False when the connection has ended."""
         try:
+            self.socket.settimeout(10)
             self.socket.sendall(data)
         except (OSError, ValueError):
-            self.ended = True
+            self._ended = True
         return not self.ended
+
+    def answered(self, within_s: float) -> None:
+        """Wait until something came back, or the connection has ended."""
+        machine.wait_for(lambda: self.heard or self.ended, "an answer, or the end", within_s)
 
     def text(self, data: bytes) -> bool:
         return self.send(frame(TEXT, data))
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.close()
+        self.socket.close()
 
 
 def held(pid: int) -> tuple[int, int]:

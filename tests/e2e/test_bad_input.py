@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
+from instar.core.errors import InstarError
 from instar.wire.messages import MAX_FRAME
 from instar_lab import machine
-from instar_lab.node import Node
-from instar_lab.sim.frames import TEXT, frame
-from tests.e2e.conftest import LINES, NEW, Stage, health, log_has, look, said, settled, settings, updates
+from tests.e2e.conftest import LINES, NEW, Stage, health, log_has, look, said, settings, settled, updates
 from tests.e2e.mirror import Answer, Hostile, Request, text_frame
 from tests.e2e.strangers import STRANGE, Stranger, held, mutated, samples
 
@@ -44,24 +42,34 @@ def test_a_journal_with_a_bad_record_and_one_with_a_torn_tail(stage: Stage) -> N
     machine.wait_for(lambda: not first.exists(), "the bad journal to be set aside", 10.0, node.logs)
     assert first.with_suffix(".unreadable").read_bytes() == bad
     assert len(node.history()) == 1
-    stage.want(NEW, ("agent",))
-    updates(node, NEW, ("agent",), before=1)
+    node.cli("quarantine", "--clear", "all")
+    stage.want(NEW)
+    updates(node, NEW, before=1)
 
 
 BROKEN: dict[str, tuple[bytes, ...]] = {
-    "config.toml": (b"[trial]\nhold_s = 0.", b"[trial]\nhold_s = -3\n", b'[network]\nproxy = "nonsense"\n', b"\xff\xfe"),
+    "config.toml": (
+        b"[trial]\nhold_s = 0.",
+        b"[trial]\nhold_s = -3\n",
+        b'[network]\nproxy = "nonsense"\n',
+        b"\xff\xfe",
+    ),
     "agent/trial.json": (
         b'{"v":1,"tx":"tx-',
         b'{"v":1,"tx":"t","release":"%s","previous":"p","attempts":"x","max_attempts":1,"lease":{}}',
-        b'{"v":1,"tx":"t","release":"%s","previous":"p","attempts":0,"max_attempts":3,"lease":'
-        b'{"lease_s":"a","cap_s":[],"boot_id":1,"since":null,"spent_s":{}}}',
+        (
+            b'{"v":1,"tx":"t","release":"%s","previous":"p","attempts":0,"max_attempts":3,"lease":'
+            b'{"lease_s":"a","cap_s":[],"boot_id":1,"since":null,"spent_s":{}}}'
+        ),
         b"[" * 100_000,
     ),
     "updater/trial.json": (
         b"",
         b'{"v":2,"tx":"of a newer version"}',
-        b'{"v":1,"tx":"t","release":"%s","previous":"p","attempts":0,"max_attempts":3,"undone":7,'
-        b'"lease":{"lease_s":1,"cap_s":2,"boot_id":"","since":0,"spent_s":0}}',
+        (
+            b'{"v":1,"tx":"t","release":"%s","previous":"p","attempts":0,"max_attempts":3,"undone":7,'
+            b'"lease":{"lease_s":1,"cap_s":2,"boot_id":"","since":0,"spent_s":0}}'
+        ),
         b"null",
     ),
     "quarantine.json": (
@@ -237,6 +245,7 @@ def test_a_node_that_sends_nonsense(stage: Stage) -> None:
             stranger = Stranger(bad, gateway)
             stranger.channel(place)
         if not stranger.text(mutated(body, chance)):
+            stranger.close()
             stranger = channel()
     stranger.close()
 
@@ -244,7 +253,9 @@ def test_a_node_that_sends_nonsense(stage: Stage) -> None:
     stranger = channel()
     stranger.text(b'{"t":"health","facts":"' + b"x" * MAX_FRAME + b'"}')
     stranger.text(b'{"t":"ping","n":4711}')
-    machine.wait_for(lambda: b"frame-too-large" in stranger.heard, "an error", 10.0, lambda: repr(stranger.heard))
+    machine.wait_for(
+        lambda: b"frame-too-large" in stranger.heard, "an error", 10.0, lambda: repr(stranger.heard)
+    )
     machine.wait_for(lambda: b"4711" in stranger.heard, "a pong", 10.0, lambda: repr(stranger.heard))
     stranger.send(bytes((0x81, 0xFF)) + (2**40).to_bytes(8, "big") + b"\0\0\0\0" + b"x" * 65_536)
     machine.wait_for(lambda: stranger.ended, "the channel's end", 10.0)
@@ -252,7 +263,7 @@ def test_a_node_that_sends_nonsense(stage: Stage) -> None:
     for data in _http_garbage():
         each = Stranger(bad, gateway)
         each.send(data)
-        machine.wait_for(lambda: each.heard or each.ended, f"an answer to {data[:40]!r}", 10.0)
+        each.answered(10.0)
         assert b" 500 " not in each.heard[:60], (data[:80], each.heard[:300])
         each.close()
     for _ in range(50):
@@ -322,7 +333,11 @@ def speak(path: Path, data: bytes, wait_s: float = 5.0) -> bytes:
 def test_nonsense_on_the_local_sockets(stage: Stage) -> None:
     node = stage.node()
     chance = random.Random(6)
-    requests = ({"v": 1, "do": "health"}, {"v": 1, "do": "status"}, {"v": 1, "do": "rollback", "line": "agent"})
+    requests = (
+        {"v": 1, "do": "health"},
+        {"v": 1, "do": "status"},
+        {"v": 1, "do": "rollback", "line": "agent"},
+    )
     before = {role: (node.pid(role), held(node.pid(role) or 0)) for role in LINES}
     for role in LINES:
         path = node.layout.socket(role)
@@ -330,7 +345,14 @@ def test_nonsense_on_the_local_sockets(stage: Stage) -> None:
             heard = speak(path, mutated(chance.choice(requests), chance) + b"\n")
             for line in heard.splitlines():
                 assert isinstance(json.loads(line)["ok"], bool)
-        for data in (b"x" * 200_000, b"\n" * 1000, b"[" * 60_000 + b"\n", b"\xff\xfe\n", b"", b"9" * 6000 + b"\n"):
+        for data in (
+            b"x" * 200_000,
+            b"\n" * 1000,
+            b"[" * 60_000 + b"\n",
+            b"\xff\xfe\n",
+            b"",
+            b"9" * 6000 + b"\n",
+        ):
             speak(path, data)
         assert json.loads(speak(path, b'{"v":1,"do":"dance"}\n').splitlines()[0])["ok"] is False
         assert json.loads(speak(path, b'{"v":1,"do":"status","new":1}\n').splitlines()[0])["ok"] is True
@@ -365,11 +387,9 @@ def test_clients_that_dawdle_do_not_lock_others_out(stage: Stage) -> None:
             try:
                 assert said(node, role, "health")["pid"] == node.pid(role)
                 answered = time.monotonic()
-            except AssertionError:
-                raise
-            except Exception:  # noqa: BLE001 - not yet
+            except InstarError:  # not yet
                 continue
         assert answered, role
         for each in sitting:
             each.close()
-    assert os.getuid() == 0 or health(node)["connected"]
+    assert health(node)["connected"]

@@ -38,7 +38,9 @@ def test_the_server_is_away_during_the_trial_and_comes_back(stage: Stage) -> Non
     goes_down_on_trial(mirror)
     stage.want(NEW, ("agent",))
     look(node)
-    machine.wait_for(lambda: stretched(node), "a stretched lease", 30.0, lambda: node.cli("history") + node.logs())
+    machine.wait_for(
+        lambda: stretched(node), "a stretched lease", 30.0, lambda: node.cli("history") + node.logs()
+    )
     assert node.digests()["agent"] == stage.hall.programs[NEW].digest
     assert "on trial" in node.cli("status")
     mirror.rule, mirror.down = (lambda request: None), False

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, Root, Snapshot, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Timestamp
 
 from instar_lab import machine
 from instar_lab.node import Node
 from instar_lab.server import PASSPHRASE, LabServer, in_days
 from instar_server.trust import keys, offline
 from tests.e2e.conftest import ALTERED, NEW, OLD, Stage, cli, health, log_has, look, settled, updates
-from tests.e2e.mirror import Mirror, Request
+from tests.e2e.mirror import Answer, Mirror, Request
 
 
 class Forger:
@@ -54,12 +54,7 @@ class Forger:
 def serve(mirror: Mirror, files: dict[str, bytes]) -> None:
     """Have the mirror serve these metadata files in place of the server's."""
 
-    def change(request: Request, status: int, body: bytes) -> bytes:
-        return files.get(request.path.rpartition("/")[2], body)
-
-    def rule(request: Request) -> Any:
-        from tests.e2e.mirror import Answer
-
+    def rule(request: Request) -> Answer | None:
         data = files.get(request.path.rpartition("/")[2])
         return Answer(200, data) if data is not None else None
 
@@ -76,7 +71,9 @@ def noted(node: Node, words: str) -> dict[str, Any]:
         texts = [change["reason"] for change in newest["changes"]]
         return newest if any(words in text for text in texts) else None
 
-    return machine.wait_for(told, f"{words!r} in the history", 20.0, lambda: node.cli("history") + node.logs())
+    return machine.wait_for(
+        told, f"{words!r} in the history", 20.0, lambda: node.cli("history") + node.logs()
+    )
 
 
 def test_a_blob_that_was_altered_after_signing(stage: Stage) -> None:
@@ -151,10 +148,17 @@ def test_a_mirror_that_lies(stage: Stage) -> None:
     assert health(node)["pid"] == agent
     assert node.digests()["agent"] == stage.hall.programs[OLD].digest
 
-    # And all is well once the truth is served: a timestamp after those that were accepted.
-    timestamp = forger.timestamp()
+    # And all is well once the truth is served: newer than what was accepted on the way.
+    timestamp, snapshot = forger.timestamp(), forger.snapshot()
     timestamp.signed.version += 10
-    serve(mirror, {"timestamp.json": forger.signed(timestamp, "timestamp")})
+    snapshot.signed.version += 2
+    timestamp.signed.snapshot_meta = MetaFile(snapshot.signed.version)
+    name = f"{snapshot.signed.version}.snapshot.json"
+    truth = {
+        "timestamp.json": forger.signed(timestamp, "timestamp"),
+        name: forger.signed(snapshot, "snapshot"),
+    }
+    serve(mirror, truth)
     updates(node, NEW, ("agent",), before=5)
 
 
@@ -164,7 +168,11 @@ def test_an_expired_root_stops_updates_and_nothing_else(stage: Stage) -> None:
     root = forger.root()
     root.signed.version += 1
     root.signed.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
-    signers = ("root-2", "root-3") if (forger.server.folder / "keys" / "root-4.key").exists() else ("root-1", "root-2")
+    signers = (
+        ("root-2", "root-3")
+        if (forger.server.folder / "keys" / "root-4.key").exists()
+        else ("root-1", "root-2")
+    )
     serve(mirror, {f"{root.signed.version}.root.json": forger.signed(root, *signers)})
     stage.want(NEW)
     entry = noted(node, "root metadata version")
@@ -185,9 +193,13 @@ def test_keys_change_during_a_nodes_life(stage: Stage) -> None:
     folder = server.folder / "keys"
     root = server.api.get_bytes("/trust/metadata/root.json")
     fresh = {role: keys.generate(folder, f"{role}-4", PASSPHRASE) for role in ("root", "targets")}
-    replaced = offline.replace_key(root, "targets", forger.key("targets-1").public_key.keyid, fresh["targets"], in_days(300))
+    replaced = offline.replace_key(
+        root, "targets", forger.key("targets-1").public_key.keyid, fresh["targets"], in_days(300)
+    )
     once = Metadata[Root].from_bytes(replaced)
-    replaced = offline.replace_key(replaced, "root", forger.key("root-1").public_key.keyid, fresh["root"], in_days(300))
+    replaced = offline.replace_key(
+        replaced, "root", forger.key("root-1").public_key.keyid, fresh["root"], in_days(300)
+    )
     twice = Metadata[Root].from_bytes(replaced)
     twice.signed.version = once.signed.version
     data = twice.to_bytes()
@@ -209,7 +221,9 @@ def test_keys_change_during_a_nodes_life(stage: Stage) -> None:
     stage.want("1.5.0")
     updates(node, "1.5.0", before=1)
     held = json.loads((node.layout.trust / "tuf" / "targets.json").read_bytes())
-    assert {each["keyid"] for each in held["signatures"]} <= {forger.key(f"targets-{n}").public_key.keyid for n in (2, 4)}
+    assert {each["keyid"] for each in held["signatures"]} <= {
+        forger.key(f"targets-{n}").public_key.keyid for n in (2, 4)
+    }
 
 
 def _target(stage: Stage, version: str) -> tuple[str, int, str, dict[str, Any]]:

@@ -156,7 +156,8 @@ def test_term_ends_all(kept: Kept) -> None:
     keeper.terminate()
     assert keeper.wait(8) == 0
     assert [kept.alive(role) for role in LINES] == [[], []]
-    assert processes.recorded(kept.node.layout.process("keep")) is None
+    recorded = processes.recorded(kept.node.layout.process("keep"))
+    assert recorded is None or processes.start_time(recorded.pid) != recorded.started
 
 
 def test_a_crash_loop_has_a_floor_and_hup_skips_the_wait(crashing: Kept) -> None:

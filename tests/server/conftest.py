@@ -11,7 +11,9 @@ from tests.server.world import World, running
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("server"), ping_s=2.0, job_s=3.0, look_floor_s=30.0) as world:
+    with running(
+        tmp_path_factory.mktemp("server"), ping_s=2.0, job_s=3.0, look_floor_s=30.0, wrong_tokens=1000
+    ) as world:
         world.publish("1.0.0")
         world.publish("1.1.0")
         yield world

@@ -31,7 +31,9 @@ SAY_NO = {
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A server that may be filled with rubbish."""
-    with running(tmp_path_factory.mktemp("api"), insecure_http=True, max_upload=100_000) as world:
+    with running(
+        tmp_path_factory.mktemp("api"), insecure_http=True, max_upload=100_000, wrong_tokens=100_000
+    ) as world:
         world.ports["api_port_http"] = world.ports["api"]
         release = world.operator.add("1.0.0")
         headers = {"Authorization": f"Bearer {world.admin}"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -203,3 +205,27 @@ async def test_a_silent_node_is_noticed(world: World, channel: Channel) -> None:
     """ping_s is 2 here; after 2.5 of these without a frame the channel is cut."""
     assert (await channel.read(30.0))["t"] == "closed"
     await eventually(lambda: world.node(channel.node.id)["state"] == "offline")
+
+
+async def test_a_resumed_handshake_is_no_way_around_a_revocation(world: World) -> None:
+    node = await asyncio.to_thread(world.new_node)
+    context = node.context()
+
+    def wanted(session: ssl.SSLSession | None) -> tuple[int, bool, ssl.SSLSession | None]:
+        """Status, whether the handshake was a resumed one, and what to resume it with."""
+        raw = socket.create_connection(("127.0.0.1", world.ports["gateway_port"]), 10)
+        with context.wrap_socket(raw, server_hostname="127.0.0.1", session=session) as secured:
+            secured.sendall(b"GET /v1/node/wanted HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b""
+            while part := secured.recv(65_536):
+                answer += part
+            return int(answer.split(b" ", 2)[1]), bool(secured.session_reused), secured.session
+
+    status, resumed, session = await asyncio.to_thread(wanted, None)
+    assert (status, resumed) == (200, False)
+    status, resumed, session = await asyncio.to_thread(wanted, session)
+    assert (status, resumed) == (200, True)
+    with world.api() as api:
+        assert api.post(f"/nodes/{node.id}/revoke", json={}).status_code == 200
+    status, resumed, _ = await asyncio.to_thread(wanted, session)
+    assert (status, resumed) == (403, True)

@@ -92,7 +92,7 @@ def test_holds_sources_and_licences_only(program: build.Program) -> None:
     assert {name.rpartition(".")[2] for name in code} == {"py", "pyc"}
     assert all(f"{name}c" in names for name in code if name.endswith(".py"))
     assert {name.split("/")[0] for name in code} == {
-        "__main__.py", "__main__.pyc", "instar", "h11", "securesystemslib", "tuf", "wsproto",
+        "__main__.py", "__main__.pyc", "instar", "securesystemslib", "tuf",
     }  # fmt: skip
     assert {name.split("/")[1] for name in names if name.startswith("licences/")} == set(build.LIBRARIES)
 

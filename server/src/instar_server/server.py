@@ -114,7 +114,9 @@ class Server:
         self._standing = Standing(database, bus, now)
         self._verdicts = Verdicts(database, bus, releases, presence, now, chance)
         history, wishes = History(database, bus, now), Wishes(database, bus, releases, now)
-        enrolment = Enrolment(database, bus, self._ca, settings.certificate_days * 86400, now, chance)
+        enrolment = Enrolment(
+            database, bus, self._ca, settings.certificate_days * 86400, now, chance, settings.wrong_tokens
+        )
         self._scheduler = Scheduler(
             database,
             bus,

@@ -85,6 +85,7 @@ class Settings:
     poll_s: float = 300.0
     look_floor_s: float = 30.0
     certificate_days: float = 30.0
+    wrong_tokens: int = 10  # enrolment tokens that are not good, from one address in a minute
     max_upload: int = 1_073_741_824  # bytes
     stop_within_s: float = 8.0
 
@@ -92,7 +93,7 @@ class Settings:
 _BOUNDS: dict[str, tuple[float, float]] = {
     "gateway_port": (0, 65535), "api_port": (0, 65535), "ping_s": (0.2, 3600), "health_s": (0.2, 86400),
     "job_s": (0.2, 3600), "poll_s": (1, 86400), "look_floor_s": (0.1, 86400), "certificate_days": (0.001, 3650),
-    "max_upload": (1024, 2**40), "stop_within_s": (0.5, 300),
+    "wrong_tokens": (1, 1_000_000), "max_upload": (1024, 2**40), "stop_within_s": (0.5, 300),
 }  # fmt: skip
 
 

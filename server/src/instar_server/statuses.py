@@ -1,6 +1,8 @@
-"""Which HTTP status each kind of error has, on both ports."""
+"""Which HTTP status and headers each kind of error has, on both ports."""
 
 from __future__ import annotations
+
+import math
 
 from instar.core.errors import InputError, InstarError, MachineError, TrustError
 from instar_server.domain.errors import Conflict, Forbidden, NotFound, TooLarge, TooMany, Unauthenticated
@@ -13,3 +15,9 @@ _STATUS: tuple[tuple[type[InstarError], int], ...] = (
 
 def status_of(error: InstarError) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def headers_of(error: InstarError) -> dict[str, str]:
+    if isinstance(error, TooMany):
+        return {"Retry-After": str(math.ceil(error.retry_after_s))}
+    return {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}

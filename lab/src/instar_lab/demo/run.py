@@ -20,7 +20,7 @@ from instar_lab.node import Node
 from instar_lab.program import build, variants
 from instar_lab.server import NodeSeen
 
-STEP_S = 45.0  # the longest that any step may take
+STEP_S = 60.0  # the longest that any step may take
 SETTLED_S = 1.5  # how long a node must stay as it should be before it is believed
 GROUP = "default"
 

@@ -3,7 +3,7 @@
     python -m instar_lab.program.build --version 1.1.0 --out dist/instar.pyz
 
 What the file holds, in the order of names: the package `instar` with the version asked for, those parts of
-tuf, securesystemslib, wsproto and h11 that a node uses, and their licences. Beside every `.py` stands its
+tuf and securesystemslib that a node uses, and their licences. Beside every `.py` stands its
 `.pyc` for the minor version of Python that builds; any other one runs from the `.py`. Everything is stored,
 not compressed: the bytes then hang on no version of zlib, and a delta between two releases stays small.
 """
@@ -26,7 +26,7 @@ from instar.core.errors import InputError, InstarError
 from instar_lab.program import canonical
 
 INTERPRETER = b"#!/usr/bin/env python3\n"
-LIBRARIES = ("h11", "securesystemslib", "tuf", "wsproto")
+LIBRARIES = ("securesystemslib", "tuf")
 
 # Parts of the libraries that no entry point imports on a node: other transports, the repository side, tests.
 LEFT_OUT = (

@@ -74,7 +74,7 @@ def trial_tx(layout: Layout, release: str) -> str:
         return ""
     try:
         record = json.loads(layout.line("agent").trial.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""
     if not isinstance(record, dict) or record.get("release") != release:
         return ""

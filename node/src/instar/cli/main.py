@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
         return _fail(args, error)
     except PermissionError as error:
         return _fail(args, MachineError("not-permitted", f"cannot use {error.filename}: run it as root"))
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(args, MachineError("machine", f"cannot use{where}: {error.strerror or error}"))
     except KeyboardInterrupt:
         return 130
     if args.json:

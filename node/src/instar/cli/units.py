@@ -5,6 +5,7 @@ The updater has a unit of its own: it must not die with the agent that it replac
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from instar.host.layout import LINES, Layout
 FOLDER = Path("/etc/systemd/system")
 RUNNING = Path("/run/systemd/system")  # there if and only if systemd is the service manager, sd_booted(3)
 SYSTEMCTL_S = 60.0
+TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - what PrivateTmp= hides, systemd.exec(5)
 
+# Not for either: ProtectKernelTunables and ProtectControlGroups. Inside systemd-nspawn (systemd 252) a unit
+# that has one of them reads the boot id of the host, not of the container: `instar status` and `instar
+# install`, which run outside the unit, would then take its daemons for those of another boot.
+
+# The agent keeps its capabilities, its view of the devices and its system calls: what jobs and modules are
+# sent to do is not known here. They may not do what only the machine's own start-up should.
 AGENT = """\
 [Unit]
 Description=Instar agent
@@ -30,15 +38,25 @@ RestartSec=200ms
 TimeoutStopSec=5s
 OOMPolicy=continue
 NoNewPrivileges=yes
-PrivateTmp=yes
+PrivateTmp={private_tmp}
 ProtectSystem=strict
-ReadWritePaths={state}
+ReadWritePaths={writable}
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+LockPersonality=yes
+RestrictSUIDSGID=yes
 
 [Install]
 WantedBy=multi-user.target
 """
 
-# The updater restarts the agent through systemctl, which needs the bus but no more privileges.
+# The updater starts at each boot, without waiting for its timer: a trial that a reboot cut short goes on.
+# It fetches, writes below the state folder, and restarts the agent through systemctl: that needs
+# systemd's socket and the same user, but no capability. The only one that stays is CAP_DAC_OVERRIDE: an
+# operator may have given config.toml, or the folder, to another user. Left out on purpose:
+# - ProtectProc: without CAP_SYS_PTRACE it would hide the agent, whose start time tells it apart;
+# - MemoryDenyWriteExecute: with an older libffi it breaks ctypes, and rehearsals run in here.
 UPDATER = """\
 [Unit]
 Description=Instar updater
@@ -50,19 +68,40 @@ ExecStart={updater}
 Restart=on-failure
 RestartSec=200ms
 TimeoutStopSec=10s
+CapabilityBoundingSet=CAP_DAC_OVERRIDE
 NoNewPrivileges=yes
-PrivateTmp=yes
+PrivateDevices=yes
+PrivateTmp={private_tmp}
 ProtectSystem=strict
-ReadWritePaths={state}
+ReadWritePaths={writable}
+ProtectClock=yes
+ProtectHome=read-only
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
 """
 
+# A socket that has reached its trigger limit stays dead until somebody comes; the updater would be woken by
+# its timer only.
 SOCKET = """\
 [Unit]
 Description=Instar updater's local socket
 
 [Socket]
-ListenStream={state}/run/updater.sock
+ListenStream={socket}
 SocketMode=0600
+TriggerLimitIntervalSec=0
 
 [Install]
 WantedBy=sockets.target
@@ -73,9 +112,10 @@ TIMER = """\
 Description=Instar updater looks by itself
 
 [Timer]
-OnBootSec=5s
+OnBootSec=30s
 OnUnitInactiveSec=300s
 RandomizedDelaySec=30s
+AccuracySec=1s
 
 [Install]
 WantedBy=timers.target
@@ -87,7 +127,7 @@ UNITS = {
     "instar-updater.socket": SOCKET,
     "instar-updater.timer": TIMER,
 }
-ENABLED = ("instar-updater.socket", "instar-updater.timer", "instar-agent.service")
+ENABLED = ("instar-updater.socket", "instar-updater.timer", "instar-updater.service", "instar-agent.service")
 
 
 def systemd_runs() -> bool:
@@ -96,14 +136,32 @@ def systemd_runs() -> bool:
 
 def write_units(layout: Layout, folder: Path = FOLDER) -> None:
     """Write, load and enable the units; the socket is listened on when this returns."""
-    words = {"state": str(layout.state)}
-    for role in LINES:
-        words[role] = " ".join(command(layout.launcher, "launch", role, "--state", str(layout.state)))
-    for name, text in UNITS.items():
-        write_atomic(folder / name, text.format(**words).encode())
+    for name, text in filled(layout).items():
+        write_atomic(folder / name, text.encode())
     _systemctl("daemon-reload")
     _systemctl("enable", *ENABLED)
     _systemctl("start", "instar-updater.socket", "instar-updater.timer")
+
+
+def filled(layout: Layout) -> dict[str, str]:
+    """The text of each unit for this node."""
+    state = str(layout.state)
+    hidden = any(layout.state.is_relative_to(folder) for folder in TEMPORARY)
+    words = {
+        "writable": _quoted(state),
+        "socket": str(layout.socket("updater")).replace("%", "%%"),  # takes the rest of its line as it is
+        "private_tmp": "no" if hidden else "yes",
+    }
+    for role in LINES:
+        line = command(layout.launcher, "launch", role, "--state", state)
+        words[role] = " ".join(_quoted(word).replace("$", "$$") for word in line)
+    return {name: text.format(**words) for name, text in UNITS.items()}
+
+
+def _quoted(word: str) -> str:
+    """As one word of a unit file: systemd.syntax(7) and, for %, systemd.unit(5)."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return escaped if escaped == word and not set(word) & set(" \t'") else f'"{escaped}"'
 
 
 def remove_units(folder: Path = FOLDER) -> None:
@@ -111,6 +169,9 @@ def remove_units(folder: Path = FOLDER) -> None:
     present = [name for name in UNITS if (folder / name).exists()]
     if present:
         _systemctl("disable", "--now", *[name for name in ENABLED if name in present])
+        _systemctl("stop", *present)  # only now can neither socket nor timer start the updater again
+        with contextlib.suppress(MachineError):  # it complains of units that are not loaded
+            _systemctl("reset-failed", *present)
     for name in present:
         remove(folder / name)
     _systemctl("daemon-reload")

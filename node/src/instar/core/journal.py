@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from instar.core.errors import InputError
+from instar.core.reason import Reason as Reason  # noqa: PLC0414 - part of a record, and imported from here
 from instar.core.releases import Release
 from instar.core.transaction import FINAL, STEP, Event, State, Step, after
 
@@ -26,14 +27,6 @@ class Moment:
     boot_id: str
     boottime: float
     wall: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why: a code for machines, a text for people."""
-
-    code: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -57,6 +58,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "updater.retry_cap_s": (0.05, 86400.0),
 }
 
+PROXY = re.compile(r"http://[^\s/?#]+/?")
+
 
 def read_settings(document: Mapping[str, Any]) -> Settings:
     """Check a parsed config.toml. Raises InputError naming the key, what was expected and what was there."""
@@ -93,6 +96,10 @@ def _value(path: str, default: Any, value: Any) -> Any:
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not fits or isinstance(value, bool):
         raise InputError("bad-config", f"cannot read config: {path}: expected {kind.__name__}, got {value!r}")
+    if path == "network.proxy" and value and not PROXY.fullmatch(value):  # it may hold a password: not shown
+        raise InputError(
+            "bad-config", f"cannot read config: {path}: expected http://host:port, got another form"
+        )
     if path in BOUNDS:
         low, high = BOUNDS[path]
         if not low <= value <= high:

@@ -8,35 +8,13 @@ either, the network is at fault, and the lease is stretched up to its cap.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from instar.core.journal import Reason
+from instar.core.lease import Lease as Lease  # noqa: PLC0414 - part of a trial, and imported from here
+from instar.core.reason import Reason
 
 NO_REASON = Reason("", "")
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """Boot time, in seconds: `spent_s` before `since` of the boot `boot_id`, counting on from there."""
-
-    lease_s: float
-    cap_s: float
-    boot_id: str
-    since: float
-    spent_s: float = 0.0
-
-    def spent(self, boot_id: str, boottime: float) -> float:
-        """Seconds used up. In another boot, time since the last mark is not known and does not count, and
-        neither does the boot itself: the launcher marks the lease when it starts the release there, and
-        its count of attempts bounds the boots."""
-        if boot_id == self.boot_id:
-            return self.spent_s + max(0.0, boottime - self.since)
-        return self.spent_s
-
-    def marked(self, boot_id: str, boottime: float) -> Lease:
-        """The same lease, reckoned from now on in this boot."""
-        return replace(self, boot_id=boot_id, since=boottime, spent_s=self.spent(boot_id, boottime))
 
 
 @dataclass(frozen=True, slots=True)

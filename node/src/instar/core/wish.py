@@ -46,6 +46,6 @@ def read_wanted(body: Any) -> Wanted:
             if (w := body["lines"].get(line)) is not None
         )
         poll_s = min(86400.0, max(1.0, float(body.get("poll_s", 300.0))))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError("bad-wanted", f"cannot read what is wanted: {error!r}") from None
     return Wanted(wishes, poll_s)

@@ -134,7 +134,7 @@ class Line:
             record = json.loads(self.layout.trial.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or record.get("v") != 1:
             self.set_trial_aside()

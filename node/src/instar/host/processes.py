@@ -5,6 +5,7 @@ A pid alone may be another process by now; the pair (pid, start time) of one boo
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -47,16 +48,28 @@ def record(path: Path, process: Process) -> None:
     """Write who plays a role. exec keeps pid and start time, so the launcher may write it.
 
     Whole for every reader, but not synced: it speaks of this boot alone, so after a power cut it would
-    say nothing. Two syncs at each start would lengthen the gap of an update.
+    say nothing. Two syncs at each start would lengthen the gap of an update. A disk that others filled
+    must not keep a node from starting: then the bytes that the old record holds are written over.
     """
-    temporary = path.with_name(f".{path.name}.new")
+    temporary, data = path.with_name(f".{path.name}.new"), json.dumps(asdict(process)).encode()
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(fd, "wb") as file:
-            file.write(json.dumps(asdict(process)).encode())
+            file.write(data)
         os.rename(temporary, path)
     except OSError as error:
-        raise failed("write", path, error) from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _written_over(path, data):
+            raise failed("write", path, error) from error
+
+
+def _written_over(path: Path, data: bytes) -> bool:
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "wb", buffering=0) as file:
+            whole = file.write(data) == len(data)
+            file.truncate(len(data))
+            return whole
+    except OSError:
+        return False
 
 
 def recorded(path: Path) -> Process | None:
@@ -67,7 +80,7 @@ def recorded(path: Path) -> Process | None:
         return (
             Process(pid, started, str(fields["boot_id"]), str(fields["release"])) if 0 < pid < 2**31 else None
         )
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

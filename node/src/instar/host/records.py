@@ -28,7 +28,7 @@ def read_quarantine(path: Path) -> dict[str, Entry]:
         return {name: _entry(fields) for name, fields in body.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         with contextlib.suppress(OSError):
             os.replace(path, path.with_suffix(".unreadable"))
         return {}
@@ -37,7 +37,7 @@ def read_quarantine(path: Path) -> dict[str, Entry]:
 def _entry(fields: dict[str, Any]) -> Entry:
     reason = Reason(str(fields["reason"]["code"]), str(fields["reason"]["text"]))
     count, since, until = int(fields["count"]), float(fields["since"]), float(fields["until"])
-    return Entry(str(fields["version"]), reason, count, since, until)
+    return Entry(str(fields["version"]), reason, count, since, until, int(fields.get("generation", 0)))
 
 
 def write_quarantine(path: Path, entries: dict[str, Entry], disk: Disk = DISK) -> None:

@@ -23,6 +23,8 @@ from instar.host.locks import RoleLock
 
 GRACE_S = 5.0
 SYSTEMCTL_S = 60.0
+SYSTEMCTL_TRIES = 3
+SYSTEMCTL_PAUSE_S = 1.0
 KEEPER_UP_S = 3.0
 
 
@@ -59,6 +61,19 @@ class Systemd:
         self._call("start", role)
 
     def _call(self, verb: str, role: str) -> None:
+        """Try a few times: systemd is deaf for a moment when it is updated itself, and says no for as long
+        as the machine shuts down. Then TERM comes in the pause, and the next boot goes on from the journal.
+        """
+        for left in reversed(range(SYSTEMCTL_TRIES)):
+            try:
+                self._call_once(verb, role)
+                return
+            except MachineError:
+                if not left:
+                    raise
+            time.sleep(SYSTEMCTL_PAUSE_S)
+
+    def _call_once(self, verb: str, role: str) -> None:
         command = ["systemctl", verb, f"instar-{role}.service"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=SYSTEMCTL_S, check=False)
@@ -146,6 +161,6 @@ def services_of(layout: Layout, clock: Clock) -> Services:
     """The manager that `install` wrote down; the keeper where the record is absent or unreadable."""
     try:
         manager = json.loads((layout.state / "service.json").read_bytes())["manager"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         manager = "keeper"
     return Systemd(layout, clock) if manager == "systemd" else ByHand(layout, clock)

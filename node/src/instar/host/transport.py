@@ -56,7 +56,7 @@ class Transport:
         answer = self._read(method, path, data, headers, timeout_s)
         try:
             return json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ServerUnreachable("bad-answer", f"cannot use {path}: the answer is not JSON") from None
 
     def get(self, path: str) -> bytes:
@@ -147,7 +147,7 @@ class Transport:
         try:
             said = json.loads(response.read(CHUNK))["error"]
             code, message = str(said["code"]), str(said["message"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
             code = "not-found" if response.status == 404 else "refused"
             message = f"{path}: HTTP status {response.status}"
         if response.length:

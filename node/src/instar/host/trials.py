@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from instar.core.journal import Reason
-from instar.core.trial import Lease
+from instar.core.lease import Lease
+from instar.core.reason import Reason
 from instar.host.clock import Clock
 from instar.host.line import Line
 from instar.host.points import reach

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from instar.core.errors import InputError, InstarError
-from instar.core.journal import Reason
+from instar.core.reason import Reason
 from instar.host import processes, trials
 from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from instar.core.backoff import Backoff
-from instar.core.errors import InstarError
+from instar.core.errors import InstarError, MachineError
 from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
@@ -28,6 +28,7 @@ from instar.host.services import GRACE_S
 from instar.recovery import guard, launch
 
 STEADY_S = 20.0  # a process that ran this long is started again at once
+LOCK_WITHIN_S = 1.0
 TICK_S = 5.0  # how often trials are looked at
 LOG_BYTES = 4 * 1024 * 1024
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -62,15 +63,19 @@ class Keeper:
         self.layout, self.clock = layout, clock
         self.roles = [Kept(role) for role in LINES]
         self.stopping = False
+        self._reader = -1
 
-    def run(self) -> None:
-        """Keep until TERM or INT."""
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    def listen(self) -> None:
+        """Take signals. To be called before anybody can know of this process: an early HUP would end it."""
+        self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._nudged)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def run(self) -> None:
+        """Keep until TERM or INT."""
         next_tick = self.clock.monotonic() + TICK_S
         while not self.stopping:
             self._reap()
@@ -80,7 +85,7 @@ class Keeper:
             if now >= next_tick:
                 self._check_trials()
                 next_tick = now + TICK_S
-            self._wait(reader, next_tick)
+            self._wait(next_tick)
         self._end_all()
 
     def _stop(self, *_: object) -> None:
@@ -130,19 +135,19 @@ class Keeper:
                 except (InstarError, OSError) as error:
                     print(f"instar keep: cannot guard {kept.role}: {error}", file=sys.stderr, flush=True)
 
-    def _wait(self, reader: int, next_tick: float) -> None:
+    def _wait(self, next_tick: float) -> None:
         now = self.clock.monotonic()
         dues = [kept.due for kept in self.roles if kept.pidfd is None]
         if any(kept.nudged and kept.pidfd is None for kept in self.roles):
             return
         until = min([next_tick, *dues])
         poller = select.poll()
-        poller.register(reader, select.POLLIN)
+        poller.register(self._reader, select.POLLIN)
         for kept in self.roles:
             if kept.pidfd is not None:
                 poller.register(kept.pidfd, select.POLLIN)
-        if any(fd == reader for fd, _ in poller.poll(max(1, round((until - now) * 1000)))):
-            os.read(reader, 4096)
+        if any(fd == self._reader for fd, _ in poller.poll(max(1, round((until - now) * 1000)))):
+            os.read(self._reader, 4096)
 
     def _end_all(self) -> None:
         for kept in self.roles:
@@ -194,12 +199,15 @@ def main(argv: list[str]) -> int:
 
 def _keep(layout: Layout, clock: Clock) -> int:
     lock = RoleLock(layout.role_lock("keep"))
-    if not lock.try_acquire():
+    try:
+        lock.acquire(LOCK_WITHIN_S)  # who only asks whether it is held has it for a moment, too
+    except MachineError:
         print("instar keep: another keeper runs for this state folder", file=sys.stderr)
         return 4
+    keeper = Keeper(layout, clock)
+    keeper.listen()
     with lock:
         processes.record(layout.process("keep"), processes.this_process(clock.boot_id()))
         os.chdir("/")
-        Keeper(layout, clock).run()
-        processes.forget(layout.process("keep"))
+        keeper.run()  # its record stays: a later keeper may have to write over it on a full disk
     return 0

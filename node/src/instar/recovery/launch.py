@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from instar.core.errors import InputError, InstarError, MachineError
-from instar.core.journal import Reason
+from instar.core.reason import Reason
 from instar.host import processes, trials
 from instar.host.clock import Clock
 from instar.host.interpreter import command
@@ -24,6 +24,7 @@ from instar.host.locks import RoleLock
 from instar.host.points import reach
 
 LOCK_WAIT_S = 10.0
+FORK_S = 0.05  # a child that is not past its exec yet holds its parent's lock, though the parent is gone
 
 
 def choose(line: Line, clock: Clock) -> str:
@@ -73,8 +74,11 @@ def _repair(line: Line, current: str) -> str:
 def become(layout: Layout, role: str, clock: Clock) -> None:
     """Replace this process by the chosen release of `role`. Does not return; raises InstarError."""
     with RoleLock(layout.role_lock(role)) as lock:
-        if not lock.try_acquire():
-            raise MachineError("already-running", f"cannot start: another process is this node's {role}")
+        try:
+            lock.acquire(FORK_S)
+        except MachineError:
+            text = f"cannot start: another process is this node's {role}"
+            raise MachineError("already-running", text) from None
     release = choose(Line(layout.line(role)), clock)
     processes.record(layout.process(role), processes.this_process(clock.boot_id(), release))
     reach(f"launch:{role}:recorded")

@@ -98,7 +98,8 @@ class ReleaseTarget:
         ended = run_program(
             self.line.program(begin.release.name), [*arguments, "--within", f"{within_s:g}"], within_s
         )
-        verdict = self.kit.server.verdict(self.role, "rehearsal", begin.tx, begin.digest, VERDICT_WAIT_S)
+        wait_s = VERDICT_WAIT_S if ended.status == 0 else 0.0  # after a failure nothing more is to come
+        verdict = self.kit.server.verdict(self.role, "rehearsal", begin.tx, begin.digest, wait_s)
         if verdict.verdict == "fail":
             raise Failed(verdict.reason)
         if ended.status != 0:

@@ -22,7 +22,11 @@ class Unauthenticated(InstarError):
 
 
 class TooMany(InstarError):
-    """The caller has used up its share for now; it may come back later."""
+    """The caller has used up its share for now; it may come back after `retry_after_s` seconds."""
+
+    def __init__(self, code: str, text: str, retry_after_s: float = 5.0) -> None:
+        super().__init__(code, text)
+        self.retry_after_s = retry_after_s
 
 
 class TooLarge(InputError):

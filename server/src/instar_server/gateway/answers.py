@@ -10,8 +10,8 @@ import msgspec
 from aiohttp import web
 
 from instar.core.errors import InputError, InstarError
-from instar_server.domain.errors import TooLarge
-from instar_server.statuses import status_of
+from instar_server.domain.errors import TooLarge, Unauthenticated
+from instar_server.statuses import headers_of, status_of
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -20,12 +20,13 @@ BODY_WITHIN_S = 30.0
 _CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
 
 
-def json_answer(body: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+def json_answer(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    data = msgspec.json.encode(body)
+    return web.Response(body=data, status=status, headers=headers, content_type="application/json")
 
 
-def error_answer(status: int, code: str, message: str) -> web.Response:
-    return json_answer({"error": {"code": code, "message": message}}, status)
+def error_answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    return json_answer({"error": {"code": code, "message": message}}, status, headers)
 
 
 @web.middleware
@@ -34,7 +35,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except InstarError as error:
-        return error_answer(status_of(error), error.code, error.text)
+        headers = (
+            None if isinstance(error, Unauthenticated) else headers_of(error)
+        )  # nodes have no bearer tokens
+        return error_answer(status_of(error), error.code, error.text, headers)
     except web.HTTPException as error:
         if error.status < 400:
             raise

@@ -68,7 +68,7 @@ class NodeCalls:
 
     async def enrol(self, request: web.Request) -> web.Response:
         body = await read_body(request, EnrolBody, MAX_ENROL)
-        done = await self._enrolment.enrol(body.token, body.csr, body.facts)
+        done = await self._enrolment.enrol(body.token, body.csr, body.facts, request.remote)
         answer = {
             "v": 1,
             "node": done.node,

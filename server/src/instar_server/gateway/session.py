@@ -164,7 +164,9 @@ class Session:
 
     async def _dispatch(self, message: Message) -> None:
         try:
-            if isinstance(message, Result):
+            if isinstance(message, Ping):  # by far the most frequent
+                await self.send(Pong(message.n))
+            elif isinstance(message, Result):
                 await self._result(message)
             elif isinstance(message, Health):
                 await self._health(message)
@@ -174,8 +176,6 @@ class Session:
                 log.info(
                     "%s could not use a frame: %s %s", self.node, message.code[:64], message.message[:300]
                 )
-            else:
-                await self._answer_ping(message)
         except SQLAlchemyError as error:
             log.error("cannot store a %s of %s: %s", message.T, self.node, error)
             await self.send(Error("not-stored", f"cannot store the {message.T}; send it again later"))

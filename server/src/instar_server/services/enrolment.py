@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from instar.core.errors import InputError
 from instar_server.bus.api import FLEET, Bus
 from instar_server.ca import FleetCA, NodeKey, check_csr, key_hash
-from instar_server.domain.errors import Forbidden, NotFound
+from instar_server.domain.errors import Forbidden, NotFound, TooMany
+from instar_server.domain.guesses import Guesses, source_of
 from instar_server.domain.names import group_name
 from instar_server.domain.tokens import EnrolmentToken, check_usable, secret_hash
 from instar_server.services.history import History, server_entry
@@ -36,18 +39,33 @@ class Enrolled:
 
 
 class Enrolment:
+    """`lifetime_s` of node certificates; `wrong_tokens` that one address may send in a minute."""
+
     def __init__(
-        self, database: Database, bus: Bus, ca: FleetCA, lifetime_s: float, now: Now, chance: Chance
+        self,
+        database: Database,
+        bus: Bus,
+        ca: FleetCA,
+        lifetime_s: float,
+        now: Now,
+        chance: Chance,
+        wrong_tokens: int,
     ) -> None:
+        self._guesses = Guesses(wrong_tokens)
         self._database, self._bus, self._ca, self._lifetime_s = database, bus, ca, lifetime_s
         self._now, self._chance = now, chance
 
-    async def enrol(self, token: str, csr: str, facts: dict[str, Any]) -> Enrolled:
+    async def enrol(self, token: str, csr: str, facts: dict[str, Any], address: str | None) -> Enrolled:
         """Use the token once and make a node. The same key and token again, when the answer got lost,
         give the same node and use nothing.
 
-        Raises Forbidden `token-unknown`, `token-used-up`, `token-expired`, `revoked`; InputError `bad-csr`.
+        Raises Forbidden `token-unknown`, `token-used-up`, `token-expired`, `revoked`; InputError `bad-csr`;
+        TooMany `too-many-guesses` for an address that has sent too many wrong tokens.
         """
+        with self._guessing(address):
+            return await self._enrol(token, csr, facts)
+
+    async def _enrol(self, token: str, csr: str, facts: dict[str, Any]) -> Enrolled:
         key = check_csr(csr)
         if len(json.dumps(facts)) > MAX_FACTS:
             raise InputError("bad-facts", f"cannot enrol: expected facts of at most {MAX_FACTS} bytes")
@@ -125,7 +143,22 @@ class Enrolment:
             if not await EnrolmentTokens(connection).remove(id_):
                 raise NotFound("unknown-token", f"cannot delete token {id_[:40]}: there is none with this id")
 
-    async def check_token(self, secret: str) -> EnrolmentToken:
-        """The token, if it may enrol a node now; nothing is used. Raises Forbidden."""
-        async with self._database.read() as connection:
-            return check_usable(await EnrolmentTokens(connection).find(secret_hash(secret)), self._now())
+    async def check_token(self, secret: str, address: str | None) -> EnrolmentToken:
+        """The token, if it may enrol a node now; nothing is used. Raises Forbidden, TooMany."""
+        with self._guessing(address):
+            async with self._database.read() as connection:
+                return check_usable(await EnrolmentTokens(connection).find(secret_hash(secret)), self._now())
+
+    @contextmanager
+    def _guessing(self, address: str | None) -> Iterator[None]:
+        """Keep out who has sent too many tokens that are not good; count one more if this one is not."""
+        source = source_of(address)
+        wait_s = self._guesses.wait_s(source, self._now())
+        if wait_s > 0:
+            text = f"cannot try another token: too many were wrong; come back in {wait_s:.0f} s"
+            raise TooMany("too-many-guesses", text, wait_s)
+        try:
+            yield
+        except Forbidden:
+            self._guesses.wrong(source, self._now())
+            raise

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from instar.core.errors import InstarError
 from instar_server import VERSION
-from instar_server.statuses import status_of
+from instar_server.statuses import headers_of, status_of
 from instar_server.web import nodes, releases, system, tokens, wishes
 from instar_server.web.services import WebServices
 
@@ -42,9 +42,7 @@ def error_answer(status: int, code: str, message: str, headers: dict[str, str] |
 
 async def _refused(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InstarError)
-    status = status_of(error)
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return error_answer(status, error.code, error.text, headers)
+    return error_answer(status_of(error), error.code, error.text, headers_of(error))
 
 
 async def _invalid(_request: Request, error: Exception) -> JSONResponse:

@@ -132,10 +132,11 @@ async def trust_metadata(services: Services, caller: Viewer, file: str) -> Respo
 @router.get(
     "/program",
     response_class=Response,
-    responses={200: BYTES | {"description": "The program"}, **errors(400, 403, 404, 422, 503)},
+    responses={200: BYTES | {"description": "The program"}, **errors(400, 403, 404, 422, 429, 503)},
 )
 async def program(
     services: Services,
+    request: Request,
     token: Annotated[
         str, Query(min_length=1, max_length=200, description="An enrolment token: its own right to ask.")
     ],
@@ -143,7 +144,8 @@ async def program(
     version: Annotated[m.Version | None, Query(description="Else what is wanted for the group.")] = None,
 ) -> Response:
     """The one file that installs a node: the program with this server's configuration in it."""
-    found = await services.enrolment.check_token(token)
+    address = request.client.host if request.client else None
+    found = await services.enrolment.check_token(token, address)
     if group is not None and group != found.group:
         raise InputError("wrong-group", f"cannot hand out the program: the token is for group {found.group}")
     release, data = await services.programs.make(found, token, version)

@@ -1,0 +1,92 @@
+"""What --help teaches: the first day with a server, told once, shown by instarctl --help."""
+
+from __future__ import annotations
+
+
+def flow(text: str) -> str:
+    """Paragraphs without the line ends of the source, which the terminal's width need not fit."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def steps(*lines: str) -> str:
+    """An epilog: each line stays a line of its own; commands begin with '$'."""
+    return "\n".join(line if line.startswith("$") else f"[bold]{line}[/bold]" for line in lines)
+
+
+MAIN = flow("""Run a fleet: enrol machines, want releases, see what came of it.
+
+A node is a machine with two programs, the agent and the updater. Nothing is pushed to it: you want a release
+for a group or a node, and each node fetches it, checks its signatures, rehearses it, tries it, and keeps it
+or goes back by itself. 'nodes list' shows how far each one is, 'nodes history' what happened and why.
+
+A command ends with 0, or with one line on stderr and 2 (your words), 3 (a signature or a history is not what
+it should be), 4 (this machine), 5 (the server cannot be reached) or 6 (the server said no). With --json it
+prints JSON. The server is found by --server, --token and --ca, else by INSTARCTL_SERVER,
+INSTARCTL_TOKEN_FILE and INSTARCTL_CA, else by what 'login' wrote.
+""")
+
+
+FIRST_DAY = steps(
+    "Your first day, after 'instar-server init' and 'instar-server run':",
+    "1. Say once where the server is, and see that it is well.",
+    "$ instarctl login --server https://fleet.example.org:8444 --token DATA/admin.token --ca DATA/ca/ca.pem",
+    "$ instarctl status",
+    "2. Publish a release; 'instarctl release --help' tells who signs it, and how.",
+    "$ instarctl release publish targets.json --archive node-1.0.0.tar.gz",
+    "3. Let ten machines into the group web: a token, and with it the one file that installs a node.",
+    "$ instarctl tokens create --group web --uses 10 --lifetime 2d",
+    "$ instarctl program download --token TOKEN --out instar.pyz",
+    "4. On each machine:",
+    "$ sudo python3 instar.pyz install",
+    "5. See them come, want the next release, see who has it.",
+    "$ instarctl nodes list --group web",
+    "$ instarctl want --group web --version 1.1.0",
+    "$ instarctl nodes list --group web",
+    "6. One went back? Its history says why; the same wish again makes it try again.",
+    "$ instarctl nodes history NODE",
+)
+
+NODES = flow("""Nodes: what they run, how they are, what happened.
+
+A node is connected, offline, never-seen (enrolled, and nothing since) or revoked. Its last update is shown
+with the phase it is in: confirmed means that it stays; after reverted, the history says why.
+""")
+
+TOKENS = flow("""Enrolment tokens: the right to become a node.
+
+A token is for one group, so many machines and so long. It is shown once, when it is made; whoever has it may
+enrol, so give it the shortest life that will do. Revoking it does not touch the nodes that used it.
+""")
+
+API_TOKENS = flow("""Tokens for the API and this command.
+
+A viewer may look, an operator may change the fleet, an admin may also make API tokens. Give every
+person and every script its own, so that one can be revoked.
+""")
+
+PROGRAM = flow("""The one file that installs a node.
+
+It is a signed release with this server's address, CA certificate and an enrolment token in it: as secret as
+the token.
+""")
+
+TRUST = flow("""The signed repository: what nodes check every release against.
+
+Nodes refuse metadata that has expired. The server signs snapshot and timestamp anew by itself; root and
+targets are signed by people: see 'instarctl keys' and 'instarctl release'.
+""")
+
+
+EXAMPLES = {
+    "nodes": steps("$ instarctl nodes list --group web", "$ instarctl nodes history NODE --limit 20"),
+    "tokens": steps("$ instarctl tokens create --group web --uses 10 --lifetime 12h --label 'rack 4'"),
+    "program": steps("$ instarctl program download --token TOKEN --out instar.pyz"),
+    "want": steps(
+        "$ instarctl want --group web --version 1.1.0",
+        "$ instarctl want --node NODE --version 1.1.0 --line agent",
+    ),
+    "unwant": steps("$ instarctl unwant --node NODE", "$ instarctl unwant --group web --line updater"),
+    "login": steps(
+        "$ instarctl login --server https://fleet.example.org:8444 --token admin.token --ca ca.pem"
+    ),
+}
