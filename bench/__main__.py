@@ -11,6 +11,7 @@ from rich.console import Console
 
 from bench import nodes, report, server
 from bench.figures import Figure
+from bench.peers import beside, meshcentral
 from instar.core.errors import InstarError
 
 OUT = Path("docs/performance.md")
@@ -30,6 +31,18 @@ def main() -> int:
         "--agents", type=int, default=2000, metavar="N", help="simulated agents (default %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default %(default)s")
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="measure MeshCentral and its agent as well; fetches them with npm",
+    )
+    parser.add_argument(
+        "--peers-cache",
+        type=Path,
+        default=meshcentral.default_cache(),
+        metavar="DIR",
+        help="where they are installed, and stay (default %(default)s)",
+    )
     options = parser.parse_args()
     figures: list[Figure] = []
     try:
@@ -37,6 +50,8 @@ def main() -> int:
             figures += nodes.measure(options.updates)
         if options.only != "nodes":
             figures += server.measure(options.agents)
+        if options.peers:
+            figures = beside.measure(options.updates, options.peers_cache).added_to(figures)
     except InstarError as error:
         print(f"make bench: {error}", file=sys.stderr)
         return error.exit_status

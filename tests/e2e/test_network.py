@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 
 from instar_lab import machine
 from instar_lab.node import Node
-from tests.e2e.conftest import LINES, NEW, OLD, Stage, health, look, settings, settled, updates
+from tests.e2e.conftest import LINES, NEW, OLD, Stage, health, look, said, settings, settled, updates
 from tests.e2e.mirror import Answer, Cut, Mirror, Request
 
 
@@ -34,7 +34,7 @@ def stretched(node: Node) -> bool:
 
 
 def test_the_server_is_away_during_the_trial_and_comes_back(stage: Stage) -> None:
-    node, mirror = stage.mirrored(settings(hold_s=0.5, lease_s=3.0, cap_s=90.0))
+    node, mirror = stage.mirrored(settings(hold_s=0.5, lease_s=5.0, cap_s=90.0))
     goes_down_on_trial(mirror)
     stage.want(NEW, ("agent",))
     look(node)
@@ -44,6 +44,8 @@ def test_the_server_is_away_during_the_trial_and_comes_back(stage: Stage) -> Non
     assert node.digests()["agent"] == stage.hall.programs[NEW].digest
     assert "on trial" in node.cli("status")
     mirror.rule, mirror.down = (lambda request: None), False
+    time.sleep(0.6)  # the updater finds it first, before the agent has come back: that is no fault either
+    said(node, "agent", "look")
     updates(node, NEW, ("agent",))
     kinds = {entry["phase"] for entry in machine.wait_for(
         lambda: [e for e in stage.server.history(node.id) if e["reason_code"] == "trial-stretched"],

@@ -20,7 +20,7 @@ def keeper(node: Node) -> int:
         found = processes.recorded(node.layout.process("keep"))
         return found.pid if found and processes.alive(found, Clock().boot_id()) else None
 
-    return machine.wait_for(alive, "a keeper", 5.0)
+    return machine.wait_for(alive, "a keeper", 5.0, node.logs)
 
 
 def test_killed_daemons_come_back_and_a_stop_ends_all(stage: Stage) -> None:
@@ -59,8 +59,12 @@ def test_two_starts_at_once_give_one_of_each(stage: Stage) -> None:
     assert [start.returncode for start in starts] == [0] * 4, ended
     stage.connected(node)
     assert sorted(node.digests()) == sorted(LINES)  # it raises when a role is played twice
-    keepers = [seen for seen in machine.naming(node.state) if "keep" in seen.words]
-    assert len(keepers) == 1
+
+    def alone() -> list[machine.Seen] | None:
+        found = [seen for seen in machine.naming(node.state) if "keep" in seen.words]
+        return found if len(found) == 1 else None
+
+    keepers = machine.wait_for(alone, "one keeper", 10.0)
     pids = {role: node.pid(role) for role in LINES}
     for role in LINES:  # a third one, by hand
         done = cli(node, "launch", role)

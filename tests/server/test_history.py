@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.world import Node, World
+from instar_server.storage.events import KEEP, SLACK
+from tests.server.world import Node, World, running
 
 
 def event(tx: str, n: int, phase: str, **more: Any) -> dict[str, Any]:
@@ -106,3 +109,27 @@ def test_what_operators_did_to_a_node_is_in_its_history(world: World) -> None:
     assert [e["phase"] for e in found["entries"]] == ["revoked", "moved", "wanted", "enrolled"]
     assert "sold" in found["entries"][0]["reason_text"]
     assert found["whole"] is True
+
+
+def test_the_oldest_entries_go_and_what_is_kept_is_still_a_chain(own_history: World) -> None:
+    world = own_history
+    node = world.new_node()
+    for start in range(1, KEEP + SLACK + 1, 500):
+        assert send(node, *(event("t1", n, "staged") for n in range(start, start + 500))).status_code == 200
+    found = history(world, node)
+    newest = found["entries"][0]["n"]
+    with sqlite3.connect(world.layout.database, timeout=10) as database:
+        count, oldest = database.execute("SELECT count(*), min(n) FROM events").fetchone()
+        assert KEEP <= count <= KEEP + SLACK
+        assert (found["whole"], found["removed"], oldest) == (True, newest - count, newest - count + 1)
+        database.execute("UPDATE events SET wall = wall + 1 WHERE n = ?", (oldest,))
+    assert f"entry {oldest} was altered" in history(world, node)["fault"]
+    with sqlite3.connect(world.layout.database, timeout=10) as database:
+        database.execute("DELETE FROM events WHERE n = ?", (oldest,))
+    assert f"entry {oldest} is missing" in history(world, node)["fault"]
+
+
+@pytest.fixture
+def own_history(tmp_path: Path) -> Iterator[World]:
+    with running(tmp_path) as world:
+        yield world

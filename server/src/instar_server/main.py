@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -28,7 +29,11 @@ from instar_server.trust.files import make_folder, write_atomic
 from instar_server.trust.keys import load_online
 from instar_server.trust.repository import Repository
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+HELP = """The server of a fleet: the nodes' gateway, the operators' API, the signed repository.
+
+'init' makes the server's folder, 'run' runs it. Everything else is done with instarctl, from anywhere."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
 Data = Annotated[Path, typer.Option("--data", help="The server's folder.")]
 
@@ -150,6 +155,8 @@ async def _serve(layout: Layout, settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     server = Server(layout, settings)
     await server.start()
+    gc.collect()
+    gc.freeze()  # what the start has made stays until the end: no later collection need look at it
     print(f"instar-server {VERSION} ready: {server.ports()}", flush=True)
     stopping, broken = asyncio.create_task(stop.wait()), asyncio.create_task(server.broken())
     await asyncio.wait({stopping, broken}, return_when=asyncio.FIRST_COMPLETED)

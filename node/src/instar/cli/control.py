@@ -27,7 +27,9 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
     layout, clock = Layout(args.state), Clock()
     read_node(layout)
     services = services_of(layout, clock)
-    end, ask_again = clock.monotonic() + UP_S, 0.0
+    for role in LINES:  # also one that runs: its keeper may be gone
+        services.start(role)
+    end, ask_again = clock.monotonic() + UP_S, clock.monotonic() + ASK_AGAIN_S
     while absent := sorted(set(LINES) - _running(layout, clock)):
         if clock.monotonic() >= ask_again:
             for role in absent:

@@ -7,6 +7,7 @@ either, the network is at fault, and the lease is stretched up to its cap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,7 @@ class Facts:
     health: Health
     verdict: str  # the server's: pass | fail | wait | unreachable
     verdict_reason: Reason = NO_REASON
+    back_s: float = math.inf  # since the server was last out of reach during this watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,10 @@ def judge(facts: Facts, wanted: str, before: Health, hold_s: float, lease: Lease
         return Confirm()
     if facts.spent_s < lease.lease_s:
         return Wait(missing)
-    well_but_alone = facts.answers and facts.digest == wanted and facts.verdict == "unreachable"
-    if not well_but_alone:
+    well = facts.answers and facts.digest == wanted
+    if well and facts.verdict == "wait" and facts.back_s < lease.lease_s and facts.spent_s < lease.cap_s:
+        return Wait(f"the server is back, and has not judged yet: {missing}", stretched=True)
+    if not (well and facts.verdict == "unreachable"):
         return Revert(Reason("lease-lapsed", f"not confirmed within {lease.lease_s:g} s: {missing}"))
     if facts.spent_s < lease.cap_s:
         return Wait("nobody on this node can reach the server: the network is at fault", stretched=True)

@@ -46,6 +46,7 @@ class RoleLock:
 
     def release(self) -> None:
         if self._fd is not None:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child that is about to exec may hold a copy for a moment
             os.close(self._fd)
             self._fd = None
 

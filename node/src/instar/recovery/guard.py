@@ -15,7 +15,7 @@ from instar.host import processes, trials
 from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
 from instar.host.line import Line
-from instar.host.services import GRACE_S
+from instar.host.services import GRACE_S, services_of
 
 LOCK_WAIT_S = 10.0
 
@@ -23,8 +23,8 @@ LOCK_WAIT_S = 10.0
 def guard(layout: Layout, role: str, clock: Clock) -> str:
     """Put the previous release back if the trial of `role` has lapsed. Idempotent.
 
-    Returns why it was undone; '' when there was nothing to do. The old process is ended; the
-    service manager starts the previous release.
+    Returns why it was undone; '' when there was nothing to do. The process on trial is ended, and the
+    previous release is being started when this returns.
     """
     line = Line(layout.line(role))
     lock = line.lock()
@@ -42,10 +42,11 @@ def guard(layout: Layout, role: str, clock: Clock) -> str:
     process = processes.recorded(layout.process(role))
     ended = "gone"
     if process is not None and process.release == trial.release != line.current():
-        ended = processes.stop(
-            process, clock.boot_id(), GRACE_S
-        )  # also if a kill came right before, last time
-    return why if moved or ended != "gone" else ""
+        ended = processes.stop(process, clock.boot_id(), GRACE_S)  # also if a kill came right before, last time
+    if not moved and ended == "gone":
+        return ""
+    services_of(layout, clock).start(role)  # one that ended with status 0 is not started again by systemd
+    return why
 
 
 def main(argv: list[str]) -> int:

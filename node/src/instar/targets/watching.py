@@ -5,6 +5,7 @@ Which process is asked, and what the server's verdict is about, is the caller's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,7 @@ class Watch:
         self._pid_since = 0.0
         self._looks = 0
         self._stretched = False
+        self._away_at = -math.inf  # when the server could last not be reached
 
     def run(self, answer: Callable[[Kit], dict[str, Any]]) -> None:
         """Watch until the release is to be confirmed. `answer` asks the one on trial; it raises
@@ -75,6 +77,8 @@ class Watch:
         verdict, reason = "wait", NO_REASON
         if self._pid or spent >= trial.lease.lease_s:
             verdict, reason = self._verdict()
+        if verdict == "unreachable":
+            self._away_at = clock.boottime()
         try:
             said = answer(self.kit)
             pid, health = int(said.get("pid", 0)), read_health(said)
@@ -84,7 +88,8 @@ class Watch:
         if pid != self._pid:
             self._pid, self._pid_since = pid, clock.boottime()
         up_s = clock.boottime() - self._pid_since
-        return Facts(spent, True, str(said.get("digest")), up_s, health, verdict, reason)
+        back_s = clock.boottime() - self._away_at
+        return Facts(spent, True, str(said.get("digest")), up_s, health, verdict, reason, back_s)
 
     def _verdict(self) -> tuple[str, Reason]:
         begin = self.progress.begin

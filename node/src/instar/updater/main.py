@@ -43,6 +43,7 @@ from instar.updater.reporter import Reporter
 LOCK_WITHIN_S = 10.0
 REPORT_WITHIN_S = 0.5
 IDLE_S = 5.0
+STAY_S = 30.0  # under systemd: a retry that is due within this is waited for
 
 log = logging.getLogger("instar.updater")
 
@@ -97,7 +98,8 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
     try:
         while True:
             due_s = loop.round()
-            leaves = services.name == "systemd" and not loop.journals.unfinished()
+            nothing_soon = due_s > STAY_S and not loop.journals.unfinished()
+            leaves = services.name == "systemd" and nothing_soon
             if not loop.wait(min(due_s, IDLE_S) if leaves else due_s) and leaves:
                 return  # its timer or its socket starts it again
     finally:

@@ -91,6 +91,8 @@ def history(
         for e in found["entries"]
     ]
     show(found, as_json, lambda: make_table(columns, rows))
+    if found["removed"] and not as_json:
+        typer.echo(f"entries 1 to {found['removed']} were removed for their age", err=True)
     if not found["whole"]:
         typer.echo(f"instarctl: this history was altered: {found['fault']} [history-altered]", err=True)
         raise typer.Exit(3)

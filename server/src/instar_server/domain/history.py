@@ -1,7 +1,8 @@
 """A node's history as a chain: each entry's hash covers the hash before it.
 
 So an entry that is changed, taken out or put in between breaks every later hash, and a
-truncated tail no longer meets the head that is kept with the node.
+truncated tail no longer meets the head that is kept with the node. Old entries may be removed: then the
+chain starts from the hash of the last one that was.
 """
 
 from __future__ import annotations
@@ -37,10 +38,20 @@ def link(previous: str, entry: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
 
 
-def first_fault(node: str, entries: Iterable[Mapping[str, Any]], head_n: int, head: str) -> ChainFault | None:
-    """Check a node's whole history, oldest first, against the kept head. None: it is whole."""
-    previous, n = genesis(node), 0
-    for n, entry in enumerate(entries, start=1):
+def first_fault(
+    node: str,
+    entries: Iterable[Mapping[str, Any]],
+    head_n: int,
+    head: str,
+    start_n: int = 0,
+    start: str = "",
+) -> ChainFault | None:
+    """Check what is kept of a node's history, oldest first, against the kept head. None: it is whole.
+
+    `start_n` and `start` are number and hash of the last entry that was removed for its age.
+    """
+    previous, n = start if start_n else genesis(node), start_n
+    for n, entry in enumerate(entries, start=start_n + 1):
         if entry["n"] != n:
             return ChainFault(n, f"entry {n} is missing: the next one is {entry['n']}")
         hash_ = link(previous, entry)

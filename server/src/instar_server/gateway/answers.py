@@ -35,10 +35,13 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except InstarError as error:
-        headers = (
-            None if isinstance(error, Unauthenticated) else headers_of(error)
-        )  # nodes have no bearer tokens
+        # Nodes have no bearer tokens: they are not asked for one.
+        headers = None if isinstance(error, Unauthenticated) else headers_of(error)
         return error_answer(status_of(error), error.code, error.text, headers)
+    except ConnectionError:
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+        return error_answer(400, "client-gone", "cannot answer: the client has gone")  # for nobody; no fault
     except web.HTTPException as error:
         if error.status < 400:
             raise

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from instar.core.errors import InputError
 from instar_server.bus.api import FLEET, Bus
 from instar_server.ca import FleetCA, NodeKey, check_csr, key_hash
@@ -19,6 +17,7 @@ from instar_server.domain.names import group_name
 from instar_server.domain.tokens import EnrolmentToken, check_usable, secret_hash
 from instar_server.services.history import History, server_entry
 from instar_server.services.ports import Chance, Now
+from instar_server.storage.connection import Connection
 from instar_server.storage.database import Database
 from instar_server.storage.events import Events
 from instar_server.storage.nodes import Certificates, Groups, Nodes
@@ -80,7 +79,7 @@ class Enrolment:
 
     async def _node_for(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         token: EnrolmentToken | None,
         key: NodeKey,
         now: float,
@@ -113,7 +112,7 @@ class Enrolment:
                 raise Forbidden("revoked", f"cannot renew for {node}: it was revoked")
             return await self._issue(connection, node, key, self._now())
 
-    async def _issue(self, connection: AsyncConnection, node: str, key: NodeKey, now: float) -> str:
+    async def _issue(self, connection: Connection, node: str, key: NodeKey, now: float) -> str:
         issued = self._ca.issue_node(node, key, now, self._lifetime_s)
         await Certificates(connection).add(issued.serial, node, now, issued.not_after)
         return issued.pem

@@ -52,11 +52,15 @@ class NodeEvent(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Whether a history is as it was written; `fault` names the first entry that is not."""
+    """Whether a history is as it was written; `fault` names the first entry that is not.
+
+    `removed`: so many of the oldest entries were removed for their age.
+    """
 
     ok: bool
     entries: int
     fault: str
+    removed: int
 
 
 def server_entry(
@@ -131,8 +135,9 @@ class History:
             entries: list[dict[str, Any]] = []
             while page := await Events(connection).of_node(node, entries[-1]["n"] if entries else 0, PAGE):
                 entries += page
-        fault = history.first_fault(node, entries, row.chain_n, row.chain_hash)
-        return Whole(fault is None, len(entries), fault.text if fault else "")
+        start_n, start = row.columns["chain_start_n"], row.columns["chain_start_hash"]
+        fault = history.first_fault(node, entries, row.chain_n, row.chain_hash, start_n, start)
+        return Whole(fault is None, len(entries), fault.text if fault else "", start_n)
 
 
 def _entry(event: NodeEvent) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from instar.core.errors import InputError
 from instar_server.bus.api import FLEET, WISHES, Bus
 from instar_server.domain.errors import NotFound
@@ -11,6 +9,7 @@ from instar_server.domain.wanted import GROUP, NODE, Wish, effective
 from instar_server.services.history import History, server_entry
 from instar_server.services.ports import Now, Releases
 from instar_server.storage import work
+from instar_server.storage.connection import Connection
 from instar_server.storage.database import Database
 from instar_server.storage.events import Events
 from instar_server.storage.nodes import Groups, Nodes
@@ -92,7 +91,7 @@ class Wishes:
             await Events(connection).append(node, History.SERVER, [entry], now)
         self._tell(NODE, node, "")
 
-    async def _check_subject(self, connection: AsyncConnection, scope: str, subject: str) -> None:
+    async def _check_subject(self, connection: Connection, scope: str, subject: str) -> None:
         if scope == GROUP and not await Groups(connection).exists(subject):
             raise NotFound("unknown-group", f"cannot want for group {subject[:63]}: there is no such group")
         if scope == NODE and await Nodes(connection).get(subject) is None:

@@ -7,14 +7,18 @@ that two writers of this process wait for each other instead of failing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Engine, NullPool, create_engine, event
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from instar_server.storage.connection import Connection, Slot
+
+TURN_WITHIN_S = 30.0  # for a connection to become free
 PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
@@ -27,36 +31,68 @@ class Database:
     """`read()` and `write()` give a connection inside one transaction. Close it at the end."""
 
     def __init__(self, path: Path, readers: int = 3) -> None:
-        self._reader = _engine(path, readers, "BEGIN")
-        self._writer = _engine(path, 1, "BEGIN IMMEDIATE")
+        self._engines = _engine(path, "BEGIN"), _engine(path, "BEGIN IMMEDIATE")
+        self._readers = _slots(self._engines[0], readers, "reader")
+        self._writers = _slots(self._engines[1], 1, "writer")
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self) -> AsyncIterator[Connection]:
         """A snapshot; nothing may be written."""
-        async with self._reader.connect() as connection:
+        async with _transaction(self._readers, False) as connection:
             yield connection
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self) -> AsyncIterator[Connection]:
         """Committed, and on the disk, when the block ends; rolled back when it raises."""
-        async with self._writer.begin() as connection:
+        async with _transaction(self._writers, True) as connection:
             yield connection
 
     async def close(self) -> None:
-        await self._reader.dispose()
-        await self._writer.dispose()
+        """Wait for those in use, as long as a turn may take. Nothing can be asked afterwards."""
+        for slots, count in ((self._readers, self._readers.maxsize), (self._writers, 1)):
+            for _ in range(count):
+                await (await _turn(slots)).close()
+        for engine in self._engines:
+            engine.dispose()
 
 
-def _engine(path: Path, size: int, begin: str) -> AsyncEngine:
-    engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
-        pool_size=size,
-        max_overflow=0,
-        pool_timeout=30.0,
-        pool_reset_on_return="rollback",
-    )
+_Slots = asyncio.LifoQueue[Slot]  # the one used last is used next, so that few threads are ever started
 
-    @event.listens_for(engine.sync_engine, "connect")
+
+def _slots(engine: Engine, count: int, name: str) -> _Slots:
+    slots: _Slots = asyncio.LifoQueue(count)
+    for number in range(count):
+        slots.put_nowait(Slot(engine, f"{name}-{number}"))
+    return slots
+
+
+async def _turn(slots: _Slots) -> Slot:
+    try:
+        async with asyncio.timeout(TURN_WITHIN_S):
+            return await slots.get()
+    except TimeoutError:
+        raise PoolTimeout(f"no connection became free within {TURN_WITHIN_S:g} s") from None
+
+
+@asynccontextmanager
+async def _transaction(slots: _Slots, keep: bool) -> AsyncIterator[Connection]:
+    slot = await _turn(slots)
+    try:
+        try:
+            await slot.begin()
+            yield Connection(slot)
+        except BaseException:
+            await slot.end(False)
+            raise
+        await slot.end(keep)
+    finally:
+        slots.put_nowait(slot)
+
+
+def _engine(path: Path, begin: str) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+
+    @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         # The driver must not begin transactions by itself: it would begin too late, and not IMMEDIATE.
         connection.isolation_level = None
@@ -65,7 +101,7 @@ def _engine(path: Path, size: int, begin: str) -> AsyncEngine:
             cursor.execute(pragma)
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def start(connection: Any) -> None:
         connection.exec_driver_sql(begin)
 

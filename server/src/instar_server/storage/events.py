@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import delete, select, update
 from sqlalchemy.sql import Select
 
 from instar_server.domain import history
+from instar_server.storage.connection import Connection
 from instar_server.storage.schema import events, nodes
+
+KEEP = 5000  # entries of one node
+SLACK = 250  # more than that before the oldest are removed, so that it is seldom done
 
 
 class Events:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def append(
@@ -21,10 +24,11 @@ class Events:
     ) -> list[dict[str, Any]]:
         """Add entries to a node's chain; ids that are there already are passed over. Those that were new.
 
-        Must run inside a write transaction: the head is read, and moved on.
+        Must run inside a write transaction: the head is read, and moved on. Beyond KEEP the oldest go.
         """
-        head = select(nodes.c.chain_n, nodes.c.chain_hash).where(nodes.c.id == node)
-        n, previous = (await self._c.execute(head)).one()
+        c = nodes.c
+        head = select(c.chain_n, c.chain_hash, c.chain_start_n).where(c.id == node)
+        n, previous, start_n = (await self._c.execute(head)).one()
         previous = previous or history.genesis(node)
         known = await self._known(node, source, [entry["id"] for entry in entries])
         rows: list[dict[str, Any]] = []
@@ -41,7 +45,19 @@ class Events:
             await self._c.execute(
                 update(nodes).where(nodes.c.id == node).values(chain_n=n, chain_hash=previous)
             )
+            if n - start_n > KEEP + SLACK:
+                await self._remove_until(node, n - KEEP)
         return rows
+
+    async def _remove_until(self, node: str, n: int) -> None:
+        """Remove the entries up to number `n`; the chain starts behind it from now on."""
+        e = events.c
+        last = (await self._c.execute(select(e.hash).where(e.node == node, e.n == n))).first()
+        if last is None:
+            return  # somebody has tampered with it: leave what there is to be looked at
+        start = update(nodes).where(nodes.c.id == node).values(chain_start_n=n, chain_start_hash=last.hash)
+        await self._c.execute(start)
+        await self._c.execute(delete(events).where(e.node == node, e.n <= n))
 
     async def _known(self, node: str, source: str, ids: list[str]) -> set[str]:
         e = events.c

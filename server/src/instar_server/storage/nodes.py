@@ -7,20 +7,21 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from instar_server.storage.connection import Connection
 from instar_server.storage.rows import CertificateRow, NodeRow
 from instar_server.storage.schema import certificates, groups, nodes
 
 
 class Groups:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def ensure(self, name: str, now: float) -> bool:
         """Make the group unless it is there. True: it is new."""
-        done = await self._c.execute(insert(groups).values(name=name, created=now).on_conflict_do_nothing())
-        return done.rowcount > 0
+        return (
+            await self._c.change(insert(groups).values(name=name, created=now).on_conflict_do_nothing()) > 0
+        )
 
     async def exists(self, name: str) -> bool:
         return (await self._c.execute(select(groups.c.name).where(groups.c.name == name))).first() is not None
@@ -38,7 +39,7 @@ class Groups:
 
 
 class Nodes:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def add(
@@ -70,20 +71,16 @@ class Nodes:
 
     async def set(self, node: str, **columns: Any) -> bool:
         """Change columns of a node. False: there is no such node."""
-        done = await self._c.execute(update(nodes).where(nodes.c.id == node).values(**columns))
-        return done.rowcount > 0
+        return await self._c.change(update(nodes).where(nodes.c.id == node).values(**columns)) > 0
 
     async def lapse(self, phases: list[str], before: float, code: str, text: str) -> int:
         """Close transactions that were last heard of before `before` in one of `phases`. How many."""
         stale = update(nodes).where(nodes.c.tx_phase.in_(phases), nodes.c.tx_at < before)
-        done = await self._c.execute(
-            stale.values(tx_phase="lapsed", tx_reason_code=code, tx_reason_text=text)
-        )
-        return done.rowcount
+        return await self._c.change(stale.values(tx_phase="lapsed", tx_reason_code=code, tx_reason_text=text))
 
 
 class Certificates:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def add(self, serial: str, node: str, now: float, not_after: float) -> None:
@@ -110,8 +107,7 @@ class Certificates:
     async def revoke(self, serial: str, now: float) -> bool:
         """False: there is no such certificate, or it was revoked before."""
         open_ = (certificates.c.serial == serial) & certificates.c.revoked_at.is_(None)
-        done = await self._c.execute(update(certificates).where(open_).values(revoked_at=now))
-        return done.rowcount > 0
+        return await self._c.change(update(certificates).where(open_).values(revoked_at=now)) > 0
 
 
 def _with_node() -> Any:

@@ -73,6 +73,9 @@ nodes = Table(
     # The head of its history.
     Column("chain_n", Integer, nullable=False, server_default="0"),
     Column("chain_hash", String(64), nullable=False, server_default=""),
+    # The last entry that was removed because it was old; 0: none was.
+    Column("chain_start_n", Integer, nullable=False, server_default="0"),
+    Column("chain_start_hash", String(64), nullable=False, server_default=""),
     UniqueConstraint("token", "enrol_key"),
 )
 

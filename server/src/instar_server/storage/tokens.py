@@ -6,15 +6,15 @@ from typing import Any
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from instar_server.domain.tokens import EnrolmentToken
+from instar_server.storage.connection import Connection
 from instar_server.storage.rows import ApiTokenRow, TokenRow
 from instar_server.storage.schema import api_tokens, enrolment_tokens
 
 
 class EnrolmentTokens:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def add(self, row: TokenRow, hash_: str, made_by: str) -> None:
@@ -37,7 +37,7 @@ class EnrolmentTokens:
         """Take one use. False: none was left, or there is no such token."""
         t = enrolment_tokens.c
         one = update(enrolment_tokens).where(t.id == id_, t.uses_left > 0).values(uses_left=t.uses_left - 1)
-        return (await self._c.execute(one)).rowcount > 0
+        return await self._c.change(one) > 0
 
     async def all(self) -> list[TokenRow]:
         rows = await self._c.execute(select(enrolment_tokens).order_by(enrolment_tokens.c.created))
@@ -46,12 +46,11 @@ class EnrolmentTokens:
         ]
 
     async def remove(self, id_: str) -> bool:
-        done = await self._c.execute(delete(enrolment_tokens).where(enrolment_tokens.c.id == id_))
-        return done.rowcount > 0
+        return await self._c.change(delete(enrolment_tokens).where(enrolment_tokens.c.id == id_)) > 0
 
 
 class ApiTokens:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def add(self, row: ApiTokenRow, hash_: str) -> None:
@@ -67,8 +66,7 @@ class ApiTokens:
         return [ApiTokenRow(r.id, r.role, r.created, r.label) for r in rows]
 
     async def remove(self, id_: str) -> bool:
-        done = await self._c.execute(delete(api_tokens).where(api_tokens.c.id == id_))
-        return done.rowcount > 0
+        return await self._c.change(delete(api_tokens).where(api_tokens.c.id == id_)) > 0
 
     async def count(self, role: str) -> int:
         counted = select(func.count()).select_from(api_tokens).where(api_tokens.c.role == role)

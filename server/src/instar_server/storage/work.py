@@ -7,16 +7,16 @@ from typing import Any
 
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from instar_server.domain.verdicts import Recorded, Verdict
 from instar_server.domain.wanted import GROUP, NODE, Wish
+from instar_server.storage.connection import Connection
 from instar_server.storage.rows import JobRow
 from instar_server.storage.schema import counters, jobs, verdicts, wishes
 
 
 class Wishes:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def next_generation(self) -> int:
@@ -36,7 +36,7 @@ class Wishes:
     async def remove(self, scope: str, subject: str, line: str) -> bool:
         w = wishes.c
         gone = delete(wishes).where(w.scope == scope, w.subject == subject, w.line == line)
-        return (await self._c.execute(gone)).rowcount > 0
+        return await self._c.change(gone) > 0
 
     async def all(self) -> list[Wish]:
         w = wishes.c
@@ -51,7 +51,7 @@ class Wishes:
 
 
 class Verdicts:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def put(self, node: str, tx: str, phase: str, recorded: Recorded, now: float) -> None:
@@ -75,11 +75,11 @@ class Verdicts:
         return Recorded(row.digest, Verdict(row.verdict, row.code, row.text)) if row is not None else None
 
     async def forget(self, before: float) -> int:
-        return (await self._c.execute(delete(verdicts).where(verdicts.c.at < before))).rowcount
+        return await self._c.change(delete(verdicts).where(verdicts.c.at < before))
 
 
 class Jobs:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def add(self, job: JobRow) -> None:
@@ -98,7 +98,7 @@ class Jobs:
     async def end(self, id_: str, now: float, result: dict[str, Any]) -> bool:
         """Store what came of a job, once. False: it had ended before."""
         first = update(jobs).where(jobs.c.id == id_, jobs.c.ended.is_(None))
-        return (await self._c.execute(first.values(ended=now, result=json.dumps(result)))).rowcount > 0
+        return await self._c.change(first.values(ended=now, result=json.dumps(result))) > 0
 
     async def forget(self, before: float) -> int:
-        return (await self._c.execute(delete(jobs).where(jobs.c.made < before))).rowcount
+        return await self._c.change(delete(jobs).where(jobs.c.made < before))

@@ -118,12 +118,17 @@ class HistoryEntry(BaseModel):
 
 
 class History(BaseModel):
-    """Newest first. `whole`: no entry was altered or is missing; `fault` says which one otherwise."""
+    """Newest first. `whole`: no entry was altered or is missing; `fault` says which one otherwise.
+
+    A node's newest 5,000 entries are kept. `removed`: so many older ones, numbers 1 to `removed`, are gone;
+    what is kept is checked from the hash of the last one of them.
+    """
 
     node: str
     entries: list[HistoryEntry]
     whole: bool
     fault: str
+    removed: int
 
 
 class MoveBody(Body):

@@ -90,7 +90,7 @@ async def node_history(
     entries = await services.history.latest(node, limit)
     whole = await services.history.check(node)
     shown = [m.HistoryEntry.model_validate(entry) for entry in entries]
-    return m.History(node=node, entries=shown, whole=whole.ok, fault=whole.fault)
+    return m.History(node=node, entries=shown, whole=whole.ok, fault=whole.fault, removed=whole.removed)
 
 
 @router.put("/nodes/{node}/group", responses=errors(400, 401, 403, 404, 422))
