@@ -42,7 +42,7 @@ make_venv() {
 
 install_locked() {
     if [ -n "$uv" ]; then
-        "$uv" pip sync --quiet --python "$venv/bin/python" --require-hashes "$lock"
+        "$uv" pip sync --quiet --compile-bytecode --python "$venv/bin/python" --require-hashes "$lock"
         "$uv" pip install --quiet --offline --python "$venv/bin/python" --no-deps --no-build-isolation \
             "${packages[@]/#/-e./}"
     else

@@ -38,11 +38,11 @@ def install(cache: Path) -> Path:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         if cache.stat().st_uid != os.geteuid():
             raise PeerUnavailable("peer-cache", f"cannot install {NAME}: {cache} is somebody else's")
-        if not installed(package):
+        if not installed(cache):
             print(f"installing {NAME} {VERSION} into {cache}", flush=True)
-            words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(cache)]
+            words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0"]
             subprocess.run(
-                [*words, f"{NAME}@{VERSION}"],
+                [*words, "--prefix", str(cache), f"{NAME}@{VERSION}"],
                 cwd=cache,
                 check=True,
                 capture_output=True,
@@ -50,15 +50,18 @@ def install(cache: Path) -> Path:
                 timeout=INSTALL_S,
             )
     except subprocess.CalledProcessError as error:
-        raise PeerUnavailable("peer-install", f"cannot install {NAME}: {last_line(error.stderr)}") from error
+        why = next((line for line in error.stderr.splitlines() if " error " in line), "no word about why")
+        raise PeerUnavailable("peer-install", f"cannot install {NAME}: {why}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PeerUnavailable("peer-install", f"cannot install {NAME}: {error}") from error
     return package
 
 
-def installed(package: Path) -> bool:
+def installed(cache: Path) -> bool:
+    """By the list that npm writes last, so that an interrupted installation does not count."""
     try:
-        return str(json.loads((package / "package.json").read_bytes())["version"]) == VERSION
+        listed = json.loads((cache / "node_modules/.package-lock.json").read_bytes())["packages"]
+        return str(listed[f"node_modules/{NAME}"]["version"]) == VERSION
     except (OSError, ValueError, KeyError):
         return False
 

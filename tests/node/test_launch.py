@@ -182,6 +182,20 @@ def test_a_second_launcher_leaves_the_first_ones_role_alone(
 # --- the guard
 
 
+class Started:
+    """A service manager that is only asked to start things."""
+
+    name = "fake"
+
+    def start(self, role: str) -> None:
+        assert role == "agent"
+
+    def restart(self, role: str) -> None:
+        raise AssertionError("the guard has ended the process itself")
+
+    stop = restart
+
+
 def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"])
 
@@ -189,7 +203,7 @@ def sleeper() -> subprocess.Popen[bytes]:
 def test_the_guard_leaves_an_open_trial_alone(node: Node) -> None:
     on_trial(node)
     node.clock.now += 19
-    assert guard.guard(node.layout, "agent", node.clock) == ""
+    assert guard.guard(node.layout, "agent", node.clock, Started()) == ""
     assert node.line.current() == node.new.name
 
 
@@ -203,11 +217,11 @@ def test_the_guard_ends_a_lapsed_trial_and_its_process(node: Node, confirmed: bo
             child.pid, processes.start_time(child.pid) or 0, node.clock.boot, node.new.name
         )
         processes.record(node.layout.process("agent"), record)
-        why = guard.guard(node.layout, "agent", node.clock)
+        why = guard.guard(node.layout, "agent", node.clock, Started())
         assert bool(why) is not confirmed
         assert node.line.current() == (node.new if confirmed else node.old).name
         assert (child.poll() is None) is confirmed
-        assert guard.guard(node.layout, "agent", node.clock) == ""
+        assert guard.guard(node.layout, "agent", node.clock, Started()) == ""
     finally:
         child.kill()
         child.wait()
@@ -222,7 +236,7 @@ def test_the_guard_does_not_touch_a_process_of_another_release(node: Node) -> No
             child.pid, processes.start_time(child.pid) or 0, node.clock.boot, node.old.name
         )
         processes.record(node.layout.process("agent"), record)
-        assert guard.guard(node.layout, "agent", node.clock)
+        assert guard.guard(node.layout, "agent", node.clock, Started())
         assert child.poll() is None
     finally:
         child.kill()
@@ -246,9 +260,9 @@ def test_a_killed_guard_is_finished_by_the_next_one(node: Node, point: str) -> N
         processes.record(node.layout.process("agent"), record)
         points.listener = kill
         with pytest.raises(Kill):
-            guard.guard(node.layout, "agent", node.clock)
+            guard.guard(node.layout, "agent", node.clock, Started())
         points.listener = None
-        assert guard.guard(node.layout, "agent", node.clock)
+        assert guard.guard(node.layout, "agent", node.clock, Started())
         assert node.line.current() == node.old.name
         assert child.wait(5) < 0  # the hanging process of the bad release is gone too
     finally:

@@ -119,11 +119,11 @@ def nonsense(data: bytes) -> Callable[[Node], None]:
 
 
 FAILURES: dict[str, tuple[Callable[[Node], object], str, bool]] = {
-    "metadata not trusted": (fault(TrustError("expired-metadata", "no")), "expired-metadata", True),
+    "metadata not trusted": (fault(TrustError("expired-metadata", "no")), "expired-metadata", False),
     "server refuses": (fault(ServerRefused("revoked", "no")), "revoked", False),
     "machine cannot": (fault(MachineError("no-space", "no")), "no-space", False),
     "bytes altered": (broken_archive, "altered-blob", True),
-    "wish differs from what is signed": (wrong_program, "wish-differs", True),
+    "wish differs from what is signed": (wrong_program, "wish-differs", False),
     "server says no to the rehearsal": (verdict("rehearsal", "fail", "wrong-reply"), "wrong-reply", True),
     "server saw no rehearsal": (verdict("rehearsal", "wait"), "no-verdict", True),
     "server says no to the trial": (verdict("trial", "fail", "wrong-reply"), "wrong-reply", True),

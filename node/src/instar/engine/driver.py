@@ -97,7 +97,8 @@ def _run(journal: Journal, target: Target, step: Step, bound: Bound) -> None:
         journal.note({"again": step.value}, reason)
         raise NotNow(reason) from error
     except InstarError as error:
-        blame = isinstance(error, ReleaseError | TrustError)
+        # What cannot be trusted before its own bytes are looked at is the server's or a mirror's fault.
+        blame = isinstance(error, ReleaseError) or (isinstance(error, TrustError) and step is Step.VERIFY)
         _failed(journal, step, Reason(error.code, error.text), blame)
         return
     except OSError as error:

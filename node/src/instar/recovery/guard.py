@@ -15,12 +15,12 @@ from instar.host import processes, trials
 from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
 from instar.host.line import Line
-from instar.host.services import GRACE_S, services_of
+from instar.host.services import GRACE_S, Services, services_of
 
 LOCK_WAIT_S = 10.0
 
 
-def guard(layout: Layout, role: str, clock: Clock) -> str:
+def guard(layout: Layout, role: str, clock: Clock, services: Services) -> str:
     """Put the previous release back if the trial of `role` has lapsed. Idempotent.
 
     Returns why it was undone; '' when there was nothing to do. The process on trial is ended, and the
@@ -45,7 +45,7 @@ def guard(layout: Layout, role: str, clock: Clock) -> str:
         ended = processes.stop(process, clock.boot_id(), GRACE_S)  # also if a kill came right before, last time
     if not moved and ended == "gone":
         return ""
-    services_of(layout, clock).start(role)  # one that ended with status 0 is not started again by systemd
+    services.start(role)  # one that ended with status 0 is not started again by systemd
     return why
 
 
@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) != 3 or argv[0] not in LINES or argv[1] != "--state":
             raise InputError("usage", "usage: instar guard agent|updater --state DIR")
-        why = guard(Layout(Path(argv[2])), argv[0], Clock())
+        layout, clock = Layout(Path(argv[2])), Clock()
+        why = guard(layout, argv[0], clock, services_of(layout, clock))
     except (InstarError, OSError) as error:
         print(f"instar guard: {error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_status", 4)

@@ -24,7 +24,7 @@ from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
 from instar.host.locks import RoleLock
 from instar.host.points import reach
-from instar.host.services import GRACE_S
+from instar.host.services import GRACE_S, ByHand
 from instar.recovery import guard, launch
 
 STEADY_S = 20.0  # a process that ran this long is started again at once
@@ -131,7 +131,7 @@ class Keeper:
         for kept in self.roles:
             if self.layout.line(kept.role).trial.exists():
                 try:
-                    guard.guard(self.layout, kept.role, self.clock)
+                    guard.guard(self.layout, kept.role, self.clock, ByHand(self.layout, self.clock))
                 except (InstarError, OSError) as error:
                     print(f"instar keep: cannot guard {kept.role}: {error}", file=sys.stderr, flush=True)
 
