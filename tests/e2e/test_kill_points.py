@@ -15,11 +15,15 @@ SHORT_EVERY = 17
 
 def check(every: int) -> None:
     rows = table.run(every, progress=True)
-    wrong = [f"{row.scenario} {row.point} again {row.again} ({row.how}): {row.fault}" for row in rows if row.fault]
+    wrong = [
+        f"{row.scenario} {row.point} again {row.again} ({row.how}): {row.fault}" for row in rows if row.fault
+    ]
     assert not wrong, "\n\n".join(wrong)
     assert {row.scenario for row in rows} == {scenario.name for scenario in SCENARIOS}
     reached = [row for row in rows if row.reached]
-    assert len(reached) >= 0.8 * len(rows), "most kills never happened: the points are not where the table says"
+    assert len(reached) >= 0.8 * len(rows), (
+        "most kills never happened: the points are not where the table says"
+    )
 
 
 @pytest.mark.xdist_group("kills")

@@ -42,7 +42,9 @@ def guard(layout: Layout, role: str, clock: Clock, services: Services) -> str:
     process = processes.recorded(layout.process(role))
     ended = "gone"
     if process is not None and process.release == trial.release != line.current():
-        ended = processes.stop(process, clock.boot_id(), GRACE_S)  # also if a kill came right before, last time
+        ended = processes.stop(
+            process, clock.boot_id(), GRACE_S
+        )  # also if a kill came right before, last time
     if not moved and ended == "gone":
         return ""
     services.start(role)  # one that ended with status 0 is not started again by systemd
