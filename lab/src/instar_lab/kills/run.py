@@ -29,7 +29,7 @@ from instar_lab.program import build, variants
 from instar_lab.program.wrappers.killed_at import FILE
 from instar_lab.server import LabServer
 
-AT_ONCE = 6
+AT_ONCE = 8
 KILLED_S = 30.0  # until the planned kill has happened
 SETTLED_S = 60.0  # until the node has come to rest by itself
 
