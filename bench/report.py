@@ -45,7 +45,8 @@ METHOD = """\
   simulated agent has been welcomed again. The agents keep to the reconnect rules of real ones.
 
 The figures of other programs were measured once, on a machine of the same size, each with its newest release
-of November 2026 and started by hand where nothing else is said; MeshAgent is MeshCentral's agent.
+of November 2026 and started by hand where nothing else is said; MeshAgent is MeshCentral's agent. Those marked
+"(this run)" were measured in turns with ours by `make bench ARGS=--peers`; `bench/peers/beside.py` says how.
 """
 
 

@@ -70,5 +70,6 @@ def test_the_documented_first_day(tmp_path: Path, commands: Path) -> None:
     finally:
         machine.end_all_naming(tmp_path, grace_s=3.0)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "pid" in done.stdout and "agent    1.0.0" in done.stdout, done.stdout
+    assert "pid" in done.stdout, done.stdout
+    assert "agent    1.0.0" in done.stdout, done.stdout
     assert re.search(r"signed\s+yes", done.stdout), done.stdout

@@ -56,6 +56,17 @@ def test_anything_that_is_missing_is_waited_for_within_the_lease(facts: Facts, m
         assert missing in late.reason.text
 
 
+def test_a_server_that_has_just_come_back_gets_time_to_judge() -> None:
+    """Else a release is put back because the updater reached the server before the agent did."""
+    late = replace(FACTS, verdict="wait", spent_s=500.0)
+    back = judged(replace(late, back_s=119.0))
+    assert isinstance(back, Wait)
+    assert back.stretched
+    assert isinstance(judged(replace(late, back_s=121.0)), Revert)
+    assert isinstance(judged(replace(late, back_s=1.0, spent_s=3600.0)), Revert)
+    assert isinstance(judged(replace(late, back_s=1.0, answers=False)), Revert)
+
+
 def test_the_servers_no_reverts_at_once_whatever_else_is_well() -> None:
     assert judged(replace(FACTS, verdict="fail", verdict_reason=BAD)) == Revert(BAD)
     assert judged(replace(FACTS, verdict="fail", verdict_reason=BAD, answers=False)) == Revert(BAD)

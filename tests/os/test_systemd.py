@@ -10,7 +10,8 @@ from instar_lab import machine
 from tests.os.conftest import CRASHES, KILLED, NEW, OLD
 from tests.os.node import AGENT, LINES, PLAN, PROGRAM, SOCKET, STATE, TIMER, UNITS, UPDATER, OsNode, outcomes
 
-pytestmark = pytest.mark.os
+# The first two tests are the short run for CI; `make test-os` runs all.
+pytestmark = pytest.mark.xdist_group("containers")
 
 IDLE_WITHIN_S = 20.0
 MOST_EXPOSED = {AGENT: 8.2, UPDATER: 3.0}  # 0 to 10, by `systemd-analyze security`
@@ -80,6 +81,7 @@ def test_both_lines_are_updated_by_an_updater_that_survives_the_agents_restart(n
     assert reported >= {(line, "confirmed") for line in LINES}  # before it left
 
 
+@pytest.mark.os
 @pytest.mark.parametrize("line", LINES)
 def test_release_that_crashes_is_reverted_without_help(node: OsNode, line: str) -> None:
     node.set_up(OLD, hold_s=3.0)  # it lives for a second at a time
@@ -100,6 +102,7 @@ def test_release_that_crashes_is_reverted_without_help(node: OsNode, line: str) 
     assert outcomes(node.settled(3))[1:] == [(each, NEW, "confirmed") for each in LINES]
 
 
+@pytest.mark.os
 @pytest.mark.parametrize("line", LINES)
 def test_power_cut_in_the_middle_of_a_trial(node: OsNode, line: str) -> None:
     node.set_up(OLD, hold_s=4.0)
@@ -131,6 +134,7 @@ def test_power_cut_in_the_middle_of_a_trial(node: OsNode, line: str) -> None:
     print(f"power cut in a trial of the {line}: {ends}")
 
 
+@pytest.mark.os
 def test_updater_killed_while_it_stages_is_started_again_and_finishes(node: OsNode) -> None:
     node.set_up(KILLED, plan={"kills": [{"role": "updater", "point": "stage:fetch"}]})
     node.want(NEW)
@@ -140,6 +144,7 @@ def test_updater_killed_while_it_stages_is_started_again_and_finishes(node: OsNo
     assert len(died) == 1
 
 
+@pytest.mark.os
 def test_uninstall_leaves_nothing(node: OsNode) -> None:
     node.set_up(OLD)
     node.cli("uninstall")
@@ -155,6 +160,7 @@ def test_uninstall_leaves_nothing(node: OsNode) -> None:
     assert node.container.run("systemctl", "start", AGENT).returncode != 0
 
 
+@pytest.mark.os
 def test_state_folder_that_unit_files_need_quoted(node: OsNode) -> None:
     """Also one below /tmp, which the units would not see with a /tmp of their own."""
     state = "/tmp/a node's $HOME 100%"

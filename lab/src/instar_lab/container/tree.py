@@ -51,6 +51,7 @@ def make_tree(cache: Path, say: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def _debootstrap(folder: Path) -> None:
+    """From the mirror that debootstrap itself names."""
     words = [
         "debootstrap",
         "--variant=minbase",

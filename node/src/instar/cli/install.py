@@ -55,12 +55,14 @@ def install(args: argparse.Namespace) -> dict[str, Any]:
         node = _enrol(layout, config, program, args.wait, say)
         _releases(layout, program)
         _records(layout, config, node, manager)
+        if manager == "systemd":
+            units.write_units(layout)
     except BaseException:
+        if manager == "systemd":
+            units.remove_units()
         _clear(layout, whole=made)
         raise
     say(f"enrolled as {node.node} in group {node.group}")
-    if manager == "systemd":
-        units.write_units(layout)
     running = control.start(args)["running"] if args.start else []
     return {
         "node": node.node,
@@ -115,6 +117,9 @@ def _check_machine(layout: Layout, program: Program, manager: str) -> None:
     if manager == "systemd" and os.getuid() != 0:
         text = "cannot install for systemd: expected to run as root; or use --service none"
         raise MachineError("not-permitted", text)
+    if manager == "systemd" and units.installed():
+        text = "cannot install for systemd: its units belong to another node of this machine; uninstall that"
+        raise InputError("already-installed", text)
     parent = next(p for p in layout.state.parents if p.exists())
     check_flags(parent)
     check_space(parent, COPIES * 2 * program.path.stat().st_size)

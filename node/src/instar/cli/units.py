@@ -134,6 +134,11 @@ def systemd_runs() -> bool:
     return RUNNING.is_dir()
 
 
+def installed(folder: Path = FOLDER) -> bool:
+    """Whether a node of this machine has units already; there can be one."""
+    return any((folder / name).exists() for name in UNITS)
+
+
 def write_units(layout: Layout, folder: Path = FOLDER) -> None:
     """Write, load and enable the units; the socket is listened on when this returns."""
     for name, text in filled(layout).items():
