@@ -154,8 +154,9 @@ class Range:
         end = time.monotonic() + SETTLED_S
         while time.monotonic() < end:
             if done(node.layout, scenario) and not self._fault(node, scenario):
-                machine.pause(0.3)
-                return self._fault(node, scenario)
+                machine.pause(0.3)  # a process that was seen may have been about to die of the kill
+                if not self._fault(node, scenario):
+                    return ""
             machine.pause(0.1)
         return self._fault(node, scenario) or "its transactions did not end"
 

@@ -40,23 +40,23 @@ def status(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _line(layout: Layout, role: str, clock: Clock) -> dict[str, Any]:
+    try:  # asked first: under systemd that starts an updater that has left
+        said = ask(layout.socket(role), {"do": "health"}, ASK_S)
+        told = {"digest": said.get("digest", ""), "connected": said.get("connected"), "answers": True}
+    except InstarError:
+        told = {"digest": "", "connected": None, "answers": False}
     line = Line(layout.line(role))
     process = processes.recorded(layout.process(role))
     runs = process is not None and processes.alive(process, clock.boot_id())
     trial = trials.read(line) if layout.line(role).trial.exists() else None
-    about: dict[str, Any] = {
+    return {
         "current": line.current(),
         "previous": line.previous(),
         "running": process.release if process and runs else "",
         "pid": process.pid if process and runs else 0,
         "trial": trial.tx if trial and trial.open else "",
+        **told,
     }
-    try:
-        said = ask(layout.socket(role), {"do": "health"}, ASK_S)
-        about |= {"digest": said.get("digest", ""), "connected": said.get("connected"), "answers": True}
-    except InstarError:
-        about |= {"digest": "", "connected": None, "answers": False}
-    return about
 
 
 def status_lines(answer: dict[str, Any]) -> Iterator[str]:
