@@ -80,6 +80,7 @@ class Loop:
         self.loop = asyncio.new_event_loop()
         self.port = 0
         self.connections = 0
+        self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
@@ -88,8 +89,8 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
 
     async def listen(self, context: ssl.SSLContext | None) -> None:
-        server = await asyncio.start_server(self._accept, HOST, 0, ssl=context)
-        self.port = int(server.sockets[0].getsockname()[1])
+        self._server = await asyncio.start_server(self._accept, HOST, 0, ssl=context)
+        self.port = int(self._server.sockets[0].getsockname()[1])
 
     async def _accept(self, reader: Reader, writer: Writer) -> None:
         self.connections += 1
@@ -120,6 +121,8 @@ class Loop:
         self.run(cut())
 
     def close(self) -> None:
+        if self._server is not None:
+            self.loop.call_soon_threadsafe(self._server.close)
         self.hang_up()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)

@@ -239,7 +239,7 @@ def test_a_node_that_sends_nonsense(stage: Stage) -> None:
         return stranger
 
     stranger = channel()
-    for number in range(ROUNDS):
+    for number in range(ROUNDS * len(kinds)):
         body = kinds[list(kinds)[number % len(kinds)]]
         if body["t"] == "hello" and number % 3 == 0:  # as the first one
             stranger.close()
