@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
         if args.rehearse:
             asyncio.run(_rehearse(layout, program, args.tx, args.within))
             return 0
+        load_node(layout)  # before anything is made: a wrong --state changes nothing
         make_folder(layout.run, 0o700)
         with RoleLock(layout.role_lock("agent")) as lock:
             lock.acquire(args.lock_within)

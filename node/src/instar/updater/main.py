@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
         if args.rehearse:
             return rehearse(layout, program, args.tx, args.within)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # every step may be cut off anywhere
+        read_node(layout)  # before anything is made: a wrong --state changes nothing
         make_folder(layout.run, 0o700)
         with RoleLock(layout.role_lock("updater")) as lock:
             lock.acquire(LOCK_WITHIN_S)
