@@ -278,9 +278,7 @@ def test_a_node_that_sends_nonsense(stage: Stage) -> None:
     assert (good.layout.run / "agent.log").read_text().count("connected; the server") == 1
     log = stage.server.log.read_text(errors="replace")
     ends = [line for line in log.splitlines() if re.match(r"[\w.]+(Error|Exception|Message|Line)\b", line)]
-    assert [
-        line for line in ends if not line.startswith("aiohttp.http_exceptions.")
-    ] == []  # no fault of ours
+    assert ends == []  # no fault of ours, and strangers do not fill the log
     stage.want(NEW)
     updates(good, NEW)
     machine.wait_for(lambda: slow.ended, "the slow client's end", 45.0)

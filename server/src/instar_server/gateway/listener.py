@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import socket
 import ssl
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from instar.core.errors import MachineError
 from instar_server.gateway.answers import Handler, errors
@@ -39,6 +41,13 @@ def tls_context(certificate: Path, ca: str) -> ssl.SSLContext:
     return context
 
 
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """False for what was no HTTP: it is answered and cut off, and a traceback for each would let any
+    stranger fill the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
 class Gateway:
     def __init__(
         self,
@@ -58,6 +67,7 @@ class Gateway:
         self._runner = web.AppRunner(
             app, access_log=None, keepalive_timeout=KEEPALIVE_S, auto_decompress=False, shutdown_timeout=3.0
         )
+        logging.getLogger("aiohttp.server").addFilter(is_worth_a_line)
         self._server: asyncio.AbstractServer | None = None
 
     def _arrived_middleware(self) -> Any:
