@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -308,6 +310,43 @@ def test_a_rollback_to_a_release_that_crashes_comes_forward_again(node: Node) ->
     assert (node.line.current(), node.line.previous()) == (node.new.name, node.old.name)
     assert kept_out(node) is None
     assert kept_out(node, node.old) is None
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_rollback_that_is_killed_anywhere_comes_to_its_end(folder: Path, crashes: bool) -> None:
+    """Killed at each arrival at a named point, and driven on: one valid release, old or new, as without the kill."""
+    for arrival in itertools.count(1):
+        node = Node(folder / str(arrival))
+        update(node)
+        if crashes:
+            node.crashing.add(node.old.name)
+        journal = node.begin("tx-2", "rollback", node.old)
+        left = arrival
+
+        def listen(_: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Kill
+
+        points.listener = listen
+        try:
+            update(node, journal)
+        except Kill:
+            pass
+        finally:
+            points.listener = None
+        for opened in node.journals.unfinished():
+            update(node, opened)
+        end = node.journals.read_all()[-1].progress
+        assert end.state.value == ("reverted" if crashes else "confirmed"), (arrival, end.reason)
+        assert node.line.current() == (node.new if crashes else node.old).name
+        assert node.machine.running["agent"] == node.line.current()
+        settled(node)
+        node.close()
+        if left > 0:
+            assert arrival > 10, "the rollback has hardly a point to be killed at"
+            return
 
 
 def test_a_rollback_to_a_damaged_release_changes_nothing(node: Node) -> None:
