@@ -91,10 +91,12 @@ class Loop:
         return min(self._retry_s, (self.settings.poll_s or wanted.poll_s) * random.uniform(0.9, 1.1))
 
     def wait(self, seconds: float) -> bool:
-        """Wait to be woken, at most `seconds`; whether somebody did."""
+        """Wait to be woken, at most `seconds`; whether there is something to do. An order that comes just
+        as the wait ends counts too: who leaves when idle must not take it along."""
         woken = self.orders.wake.wait(seconds)
         self.orders.wake.clear()
-        return woken
+        with self.orders.lock:
+            return woken or bool(self.orders.rollback)
 
     # --- one transaction
 
