@@ -9,6 +9,8 @@
   staging/      only while a transaction runs
   journal/      <transaction>.journal
   jobs/         inbox and outbox
+  commands/     restarts that were asked for, and how they went
+  modules/<name>/  releases/<release>/ current previous trial.json data/ used
   run/          sockets, locks, process records
   config.toml   what an operator may set (docs/configuration.md)
   quarantine.json
@@ -50,11 +52,43 @@ class LineLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleLayout(LineLayout):
+    """A module's releases. For a service module, `current` is what runs; a one-shot module has no links."""
+
+    @property
+    def data(self) -> Path:
+        """What a stateful module keeps: the only folder that it may write to unless its manifest says more."""
+        return self.folder / "data"
+
+    @property
+    def used(self) -> Path:
+        """An empty file whose time says when the module was last run."""
+        return self.folder / "used"
+
+    @property
+    def process(self) -> Path:
+        """The record of the process that runs a service module."""
+        return self.folder / "process.json"
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     state: Path
 
     def line(self, name: str) -> LineLayout:
         return LineLayout(self.state / name)
+
+    def module(self, name: str) -> ModuleLayout:
+        """`name` must have been checked (trust.module.check_name): it is a folder's name."""
+        return ModuleLayout(self.modules / name)
+
+    @property
+    def modules(self) -> Path:
+        return self.state / "modules"
+
+    @property
+    def commands(self) -> Path:
+        return self.state / "commands"
 
     @property
     def identity(self) -> Path:

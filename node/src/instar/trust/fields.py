@@ -41,6 +41,17 @@ class Fields:
             raise self.error(f"expected {name!r} to be {kind.__name__}, got {_kind(value)}")
         return value
 
+    def optional(self, name: str, default: V) -> V:
+        """The field `name`, of the type of `default`, which stands where it is missing."""
+        return self.get(name, type(default)) if name in self._value else default
+
+    def number(self, name: str, default: float) -> float:
+        """The field `name`: a whole or a broken number."""
+        value = self._value.get(name, default)
+        if type(value) not in (int, float):
+            raise self.error(f"expected {name!r} to be a number, got {_kind(value)}")
+        return float(value)
+
     def hexadecimal(self, name: str, length: int) -> str:
         """The field `name`: `length` lower-case hexadecimal digits."""
         value = self.get(name, str)

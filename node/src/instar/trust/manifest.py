@@ -65,11 +65,7 @@ class Manifest:
         version = fields.get("version", str)
         if not VERSION.fullmatch(version):
             raise fields.error(f"expected 'version' of letters, digits and .+_-, got {version[:80]!r}")
-        listed = fields.get("files", list)
-        if not 0 < len(listed) <= MAX_FILES:
-            raise fields.error(f"expected 1 to {MAX_FILES} files, got {len(listed)}")
-        files = tuple(_entry(value, number) for number, value in enumerate(listed))
-        _refuse_twice(files, fields)
+        files = read_files(fields)
         return cls(fields.get("name", str), version, fields.hexadecimal("program_digest", 96), files)
 
     def encode(self) -> bytes:
@@ -79,10 +75,7 @@ class Manifest:
             "name": self.name,
             "version": self.version,
             "program_digest": self.program_digest,
-            "files": [
-                {"path": file.path, "size": file.size, "sha256": file.sha256, "mode": file.mode}
-                for file in sorted(self.files, key=lambda file: file.path)
-            ],
+            "files": write_files(self.files),
         }
         return (json.dumps(value, indent=1) + "\n").encode("ascii")
 
@@ -99,6 +92,24 @@ class Manifest:
                 raise TrustError(
                     "altered-manifest", f"cannot trust the manifest: expected {name} {expected}, got {got}"
                 )
+
+
+def read_files(fields: Fields) -> tuple[FileEntry, ...]:
+    """The list 'files' of a manifest. Raises InputError `bad-manifest` or `bad-path`."""
+    listed = fields.get("files", list)
+    if not 0 < len(listed) <= MAX_FILES:
+        raise fields.error(f"expected 1 to {MAX_FILES} files, got {len(listed)}")
+    files = tuple(_entry(value, number) for number, value in enumerate(listed))
+    _refuse_twice(files, fields)
+    return files
+
+
+def write_files(files: tuple[FileEntry, ...]) -> list[dict[str, object]]:
+    """The same list for a manifest's JSON, ordered by path."""
+    return [
+        {"path": file.path, "size": file.size, "sha256": file.sha256, "mode": file.mode}
+        for file in sorted(files, key=lambda file: file.path)
+    ]
 
 
 def _entry(value: object, number: int) -> FileEntry:

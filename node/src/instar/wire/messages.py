@@ -32,6 +32,7 @@ class Hello:
     arch: str = ""
     python: str = ""
     features: list[str] = field(default_factory=list)
+    wake_port: int = 0  # TCP port that a poke is accepted on; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,12 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Run `module` once with `args`; answer before `deadline_s` seconds have passed."""
+    """Run `module` once with `args`; answer before `deadline_s` seconds have passed.
+
+    `digest` is the module digest (trust/module.py), '' for one that rides in the program; `target` is the
+    TUF path from which a module that is not on the disk is fetched. One that has not begun `lapse_s`
+    seconds after it was received is not begun any more (0: it never lapses).
+    """
 
     T: ClassVar[str] = "job"
     id: str
@@ -59,6 +65,38 @@ class Job:
     purpose: str = "job"  # job | rehearsal | health
     args: dict[str, Any] = field(default_factory=dict)
     deadline_s: float = 30.0
+    version: str = ""
+    digest: str = ""
+    target: str = ""
+    lapse_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The job or command with this id is on the node's disk: it need not be sent again."""
+
+    T: ClassVar[str] = "taken"
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Do not begin the job, or end it; its result says which."""
+
+    T: ClassVar[str] = "cancel"
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a job says while it runs. May be lost; `seq` counts from 1 for each job and shows gaps."""
+
+    T: ClassVar[str] = "output"
+    id: str
+    seq: int
+    kind: str  # log | progress
+    text: str = ""
+    fraction: float = -1.0  # of the whole, 0 to 1; -1: not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +113,37 @@ class Result:
     max_rss: int = 0  # bytes
     stderr: str = ""  # its tail
     reason: str = ""
+    code: str = ""  # why it is not ok, for machines (docs/protocol.md); '' when it is
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What the core itself does. `modules` are the ones to restart; none: all of them and, for
+    `restart-agent`, the agent."""
+
+    T: ClassVar[str] = "command"
+    id: str
+    type: str  # restart-agent | restart-module
+    modules: list[str] = field(default_factory=list)
+    origin: str = ""  # who asked: 'server:<token id>', 'local:<user id>'
+    args: dict[str, Any] = field(default_factory=dict)
+    within_s: float = 30.0  # for the whole
+
+
+@dataclass(frozen=True, slots=True)
+class CommandStatus:
+    """Where a command stands. A final one is sent again until `ack`; the others may be lost."""
+
+    T: ClassVar[str] = "command-status"
+    id: str
+    type: str
+    status: str  # pending | in-progress | success | failure | timeout
+    code: str = ""
+    text: str = ""
+    origin: str = ""
+    modules: dict[str, str] = field(default_factory=dict)  # name -> how it went: stopped, killed, running, …
+    asked: float = 0.0  # unix time
+    ended: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +154,14 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`modules` maps a module's name to ok | starting | failed. `facts` is free for display."""
+    """`modules` maps a service module's name to ok | starting | failed, `digests` to its module digest.
+    `facts` is free for display."""
 
     T: ClassVar[str] = "health"
     ok: bool
     modules: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +195,15 @@ class Error:
     message: str
 
 
-Message = Hello | Welcome | Look | Job | Result | Ack | Health | Ping | Pong | Refused | Error
+Message = (
+    Hello | Welcome | Look | Job | Taken | Cancel | Output | Result | Command | CommandStatus
+    | Ack | Health | Ping | Pong | Refused | Error
+)  # fmt: skip
 
 BY_TYPE: dict[str, type[Message]] = {
-    cls.T: cls for cls in (Hello, Welcome, Look, Job, Result, Ack, Health, Ping, Pong, Refused, Error)
-}
+    cls.T: cls
+    for cls in (
+        Hello, Welcome, Look, Job, Taken, Cancel, Output, Result, Command, CommandStatus,
+        Ack, Health, Ping, Pong, Refused, Error,
+    )
+}  # fmt: skip
