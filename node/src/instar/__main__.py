@@ -20,6 +20,8 @@ ENTRIES = {
     "verify": "instar.oneshot.verify",
     "inspect": "instar.oneshot.identity",
     "renew": "instar.oneshot.renew",
+    "fetch-module": "instar.oneshot.module",
+    "cycle": "instar.oneshot.cycle",
 }
 COMMANDS = "instar.cli.main"  # everything that a person types
 
