@@ -15,16 +15,19 @@ import time
 from instar_server.bus.local import LocalBus
 from instar_server.ca import SERVER_DAYS, FleetCA, expiry
 from instar_server.domain.looks import LookRules
+from instar_server.domain.orders import Rules
 from instar_server.gateway.artifacts import Artifacts
 from instar_server.gateway.channels import Channels
 from instar_server.gateway.hub import ChannelSettings
 from instar_server.gateway.listener import Gateway, tls_context
 from instar_server.gateway.nodes import NodeCalls
 from instar_server.services.access import Access
+from instar_server.services.delivery import Delivery
 from instar_server.services.enrolment import Enrolment
 from instar_server.services.fleet import Fleet
 from instar_server.services.history import History
-from instar_server.services.ports import Chance, Now, Releases, moment
+from instar_server.services.orders import Orders
+from instar_server.services.ports import Chance, Modules, Now, Releases, moment
 from instar_server.services.presence import Presence
 from instar_server.services.programs import Programs
 from instar_server.services.scheduler import Scheduler
@@ -85,7 +88,10 @@ class Server:
         host = url_host(settings.hosts[0])
         self._programs.server = settings.public_gateway or f"https://{host}:{self.gateway_port}"
         self.api_port = await self._web.start(settings.bind, settings.api_port)
-        work = (self._observations.run(), self._channels.sweep(), self._gateway.tend(), self._scheduler.run())
+        work = (
+            self._observations.run(), self._channels.sweep(), self._gateway.tend(), self._scheduler.run(),
+            self._delivery.run(),
+        )  # fmt: skip
         self._tasks = [asyncio.create_task(each) for each in work]
         make_folder(self.layout.ports.parent)
         write_atomic(self.layout.ports, json.dumps(self.ports()).encode())
@@ -108,12 +114,16 @@ class Server:
 
     def _wire(self) -> None:
         database, now, chance = self._database, self._now, self._chance
-        bus, presence, releases = LocalBus(), Presence(), Releases(self.repository)
+        bus, presence = LocalBus(), Presence()
+        releases, modules = Releases(self.repository), Modules(self.repository)
         settings = self.settings
         self._observations = Observations(database)
         self._standing = Standing(database, bus, now)
         self._verdicts = Verdicts(database, bus, releases, presence, now, chance)
-        history, wishes = History(database, bus, now), Wishes(database, bus, releases, now)
+        limits = Rules(settings.job_resend_s, max(300.0, settings.job_resend_s), settings.job_silence_s)
+        self._delivery = Delivery(database, bus, presence, now, limits)
+        self._orders = Orders(database, bus, presence, modules, self._delivery, now, chance, limits)
+        history, wishes = History(database, bus, now), Wishes(database, bus, releases, modules, now)
         enrolment = Enrolment(
             database, bus, self._ca, settings.certificate_days * 86400, now, chance, settings.wrong_tokens
         )
@@ -127,7 +137,7 @@ class Server:
         )
         self._channels = Channels(
             ChannelSettings(settings.ping_s, settings.health_s, settings.job_s),
-            self._standing, self._verdicts, presence, self._observations, bus, self._scheduler.joined, now,
+            self._standing, self._verdicts, self._delivery, presence, self._observations, bus, self._scheduler.joined, now,
         )  # fmt: skip
         calls = NodeCalls(
             enrolment, wishes, self._verdicts, history, presence, self._observations, settings.poll_s, now
@@ -136,7 +146,7 @@ class Server:
         self._programs = Programs(self.repository, releases, wishes, self._ca.pem)
         services = WebServices(
             Access(database, now, chance), Fleet(database, presence, self._observations), enrolment, wishes,
-            history, self._standing, releases, self.repository, self._programs, bus, presence, database,
+            history, self._standing, releases, modules, self._orders, self.repository, self._programs, bus, presence, database,
             settings.max_upload, now,
         )  # fmt: skip
         certificate = None if settings.insecure_http else self.layout.certificate
@@ -157,6 +167,7 @@ class Server:
         within_s = self.settings.stop_within_s
         self._gateway.stop_accepting()
         self._verdicts.close()
+        self._orders.close()
         try:
             async with asyncio.timeout(within_s):
                 await asyncio.gather(self._gateway.stop(within_s / 2), self._web.stop(within_s / 2))
@@ -166,6 +177,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._observations.close()
+        await self._delivery.close()
         await self._close()
         self.layout.ports.unlink(missing_ok=True)
 

@@ -82,6 +82,8 @@ class Settings:
     ping_s: float = 30.0
     health_s: float = 60.0
     job_s: float = 30.0
+    job_resend_s: float = 10.0  # until an order that is not taken is sent again
+    job_silence_s: float = 60.0  # how late a result may be until its node is asked
     poll_s: float = 300.0
     look_floor_s: float = 30.0
     certificate_days: float = 30.0
@@ -92,7 +94,8 @@ class Settings:
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "gateway_port": (0, 65535), "api_port": (0, 65535), "ping_s": (0.2, 3600), "health_s": (0.2, 86400),
-    "job_s": (0.2, 3600), "poll_s": (1, 86400), "look_floor_s": (0.1, 86400), "certificate_days": (0.001, 3650),
+    "job_s": (0.2, 3600), "job_resend_s": (0.2, 3600), "job_silence_s": (0.2, 3600),
+    "poll_s": (1, 86400), "look_floor_s": (0.1, 86400), "certificate_days": (0.001, 3650),
     "wrong_tokens": (1, 1_000_000), "max_upload": (1024, 2**40), "stop_within_s": (0.5, 300),
 }  # fmt: skip
 

@@ -1,6 +1,9 @@
 """The agent's local API: one JSON object a line over run/agent.sock, for root and for our own user.
 
-    {"v": 1, "do": "status" | "health" | "look"}
+    {"v": 1, "do": "status" | "health" | "look" | "modules"}
+    {"v": 1, "do": "restart", "modules": ["name", …], "agent": false, "within_s": 30}   -> {"ok": true, "id": "c-…"}
+    {"v": 1, "do": "command", "id": "c-…"}                                -> how it stands
+    {"v": 1, "do": "reload-module", "module": "name"}                     for the updater: `current` has moved
     {"ok": true, …}  or  {"ok": false, "error": {"code", "text"}}
 
 A line that cannot be used gets an error and the connection stays; a line without an end does not.
@@ -15,7 +18,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +29,21 @@ MOST_CONNECTIONS = 16
 IDLE_S = 60.0  # a connection that asks nothing for so long is closed
 ANSWER_WITHIN_S = 5.0  # for a client that does not read
 PART_WITHIN_S, PART_READS = 1.0, 64  # for one that is sent away
+OBEY_WITHIN_S = 60.0  # for a command to be answered
 LONGEST_PATH = 107  # bytes, of a Unix socket's address
 
 log = logging.getLogger("instar.agent")
-Command = Callable[[dict[str, Any]], dict[str, Any]]
+Handler = Callable[[dict[str, Any], int], Awaitable[dict[str, Any]]]  # of the request and the user who asks
 
 
 class LocalApi:
-    """`commands` maps `do` to a function of the request; it must not block, and may raise InstarError.
+    """`handlers` maps `do` to what answers it; it must not block, may wait a while, and may raise InstarError.
 
     Only the holder of the role lock may open it: it takes the place of a socket left behind.
     """
 
-    def __init__(self, path: Path, commands: dict[str, Command]) -> None:
-        self._path, self._commands = path, commands
+    def __init__(self, path: Path, handlers: dict[str, Handler]) -> None:
+        self._path, self._handlers = path, handlers
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -77,7 +81,7 @@ class LocalApi:
             if refusal is not None:
                 raise refusal
             while line := await _line(reader):
-                await _answer(writer, self._obey(line))
+                await _answer(writer, await self._obey(line, peer_uid(writer)))
         except InstarError as error:
             with contextlib.suppress(TimeoutError, OSError):
                 await _part(reader, writer, _no(error))
@@ -98,21 +102,32 @@ class LocalApi:
             return MachineError("too-many-connections", text)
         return None
 
-    def _obey(self, line: bytes) -> dict[str, Any]:
+    async def _obey(self, line: bytes, uid: int) -> dict[str, Any]:
         try:
             request = json.loads(line)
             if not isinstance(request, dict) or request.get("v") != 1:
                 raise InputError("bad-request", "cannot read request: expected an object with 'v' 1")
-            command = self._commands.get(str(request.get("do")))
-            if command is None:
-                known = ", ".join(self._commands)
+            handler = self._handlers.get(str(request.get("do")))
+            if handler is None:
+                known = ", ".join(self._handlers)
                 text = f"cannot obey: expected 'do' of {known}, got {request.get('do')!a:.60}"
                 raise InputError("unknown-command", text)
-            return {"ok": True, **command(request)}
         except InstarError as error:
             return _no(error)
         except (ValueError, RecursionError) as error:
             return _no(InputError("bad-request", f"cannot read request: expected JSON, got {error!s:.80}"))
+        return await _obeyed(handler, request, uid)
+
+
+async def _obeyed(handler: Handler, request: dict[str, Any], uid: int) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(OBEY_WITHIN_S):
+            return {"ok": True, **await handler(request, uid)}
+    except InstarError as error:
+        return _no(error)
+    except TimeoutError:
+        text = f"cannot tell how it ended: expected an end within {OBEY_WITHIN_S:g} s, got none"
+        return _no(MachineError("still-under-way", text))
 
 
 def peer_uid(writer: asyncio.StreamWriter) -> int:

@@ -11,16 +11,21 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from instar.agent.channel import Channel
 from instar.agent.dial import Dialer
 from instar.agent.jobs import Jobs
+from instar.agent.late import Late
 from instar.agent.link import Link, open_link
 from instar.agent.local_api import LocalApi
 from instar.agent.node import load_node
+from instar.agent.poke import Poke
 from instar.agent.rehearse import rehearse
 from instar.agent.renew import Renewer
 from instar.agent.resident import Resident, first_to_end, make_hello
+from instar.agent.runners import Runners
+from instar.agent.shelf import Shelf
 from instar.agent.store import DiskStore
 from instar.agent.wake import Waker
 from instar.agent.watch import watch_updater
@@ -35,6 +40,10 @@ from instar.host.locks import RoleLock
 from instar.host.points import reach
 from instar.host.program import Program, running_program
 
+if TYPE_CHECKING:
+    from instar.agent.commands import Commands
+    from instar.agent.supervisor import Supervisor
+
 USAGE = (
     "usage: instar agent --state DIR [--log text|json] [--lock-within SECONDS], "
     "or instar agent --rehearse --state DIR --tx TX [--within SECONDS]"
@@ -42,6 +51,7 @@ USAGE = (
 LOCK_WITHIN_S = 10.0  # an old agent that is being stopped needs a moment
 END_WITHIN_S = 6.0  # for a part to end once it is cancelled
 JOB_GRACE_S = 2.0  # for a running job, when we are told to stop
+MODULE_GRACE_S = 4.0  # for the modules; together less than what a service manager waits for us
 RECONNECT = (0.5, 2.0, 30.0)  # floor, factor, cap, in seconds
 RENEW_RETRY = (60.0, 2.0, 3600.0)
 
@@ -62,7 +72,9 @@ def main(argv: list[str]) -> int:
         with RoleLock(layout.role_lock("agent")) as lock:
             lock.acquire(args.lock_within)
             reach("agent:locked")
-            asyncio.run(_reside(layout, program))
+            again = asyncio.run(_reside(layout, program))
+        if again:
+            _become_launcher(layout, program)
         _leave()
     except InstarError as error:
         print(f"{error.text} ({error.code})", file=sys.stderr, flush=True)
@@ -79,11 +91,11 @@ async def _rehearse(layout: Layout, program: Program, tx: str, within_s: float) 
     await rehearse(Dialer(layout, node.server, node.proxy), program, hello, within_s)
 
 
-async def _reside(layout: Layout, program: Program) -> None:
-    """Run until SIGTERM or SIGINT. Raises InstarError, or whatever ended a part by fault."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+async def _reside(layout: Layout, program: Program) -> bool:
+    """Run until SIGTERM or SIGINT, or until the agent must start again by itself: whether that is so.
+
+    Raises InstarError, or whatever ended a part by fault.
+    """
     clock, node = Clock(), load_node(layout)
     _record(layout, program, clock)
     dialer = Dialer(layout, node.server, node.proxy)
@@ -91,36 +103,87 @@ async def _reside(layout: Layout, program: Program) -> None:
     renew = program.command("renew", "--state", str(layout.state))
     renewer = Renewer(layout.certificate, renew, Backoff(*RENEW_RETRY), random01, clock.wall)
     agent = Resident(layout, program, node, clock, waker, renewer)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, agent.stop.set)
 
     async def connect() -> Link:
         return await open_link(dialer, program.header("agent"))
 
     agent.channel = channel = Channel(connect, agent, Backoff(*RECONNECT), random01, clock.monotonic)
+    agent.poke = Poke(node.wake, agent.poked, clock.monotonic)
+    runners = _wire_modules(layout, program, clock, agent)
     agent.jobs = jobs = Jobs(DiskStore(layout.jobs), program.command("runner"), channel.send)
-    api = LocalApi(
-        layout.socket("agent"),
-        {"status": agent.answer_status, "health": agent.answer_health, "look": agent.answer_look},
-    )
+    api = LocalApi(layout.socket("agent"), agent.handlers())
     await api.open()
     reach("agent:ready")
     log.info("agent %s of %s runs as %s", program.version, program.digest[:12], node.id)
     guard = command(layout.launcher, "guard", "updater", "--state", str(layout.state))
+    commands = asyncio.create_task(agent.commands.run(), name="commands")
     tasks = [
         asyncio.create_task(channel.run(), name="channel"),
+        asyncio.create_task(agent.modules.run(), name="modules"),
         asyncio.create_task(jobs.run(), name="jobs"),
         asyncio.create_task(waker.run(), name="waker"),
         asyncio.create_task(renewer.run(), name="renewer"),
+        asyncio.create_task(agent.poke.run(), name="poke"),
         asyncio.create_task(watch_updater(layout.line("updater").trial, guard), name="watch"),
+        commands,
     ]
     try:
-        await first_to_end(tasks, stop)
+        await first_to_end(tasks, agent.stop)
         log.info("stopping")
-        await jobs.finish(JOB_GRACE_S)
+        await _end(commands)  # a restart that is under way goes no further
+        await asyncio.gather(jobs.finish(JOB_GRACE_S), _stop_modules(agent))
     finally:
         api.close()
         for task in reversed(tasks):  # the channel last: it can still carry what the others leave
-            task.cancel()
-            await asyncio.wait([task], timeout=END_WITHIN_S)
+            await _end(task)
+        await runners.close()
+    return agent.again
+
+
+def _wire_modules(layout: Layout, program: Program, clock: Clock, agent: Resident) -> Runners:
+    """Modules and commands, each carried only once there is something of it."""
+    runners = Runners(program.command("runner"))
+    shelf = Shelf(layout, program.command("fetch-module", "--state", str(layout.state)))
+
+    def supervisor() -> Supervisor:
+        from instar.agent.supervisor import Supervisor
+
+        return Supervisor(layout, shelf, runners, clock, random01, agent.modules_changed)
+
+    def commands() -> Commands:
+        from instar.agent.command_store import CommandStore
+        from instar.agent.commands import Commands
+
+        return Commands(CommandStore(layout.commands), agent.modules.need(), agent, clock)
+
+    agent.modules, agent.commands = Late(supervisor), Late(commands)
+    if _any(layout.modules, "*/current") or _any(layout.modules, "*/process.json"):
+        agent.modules.need()
+    if _any(layout.commands, "*.json"):
+        agent.commands.need()
+    return runners
+
+
+def _any(folder: Path, pattern: str) -> bool:
+    return folder.is_dir() and any(True for _ in folder.glob(pattern))
+
+
+async def _stop_modules(agent: Resident) -> None:
+    if agent.modules.made is not None:
+        await agent.modules.made.stop_all(MODULE_GRACE_S, "whoever stopped the agent")
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=END_WITHIN_S)
+
+
+def _become_launcher(layout: Layout, program: Program) -> None:
+    from instar.agent.again import become_launcher
+
+    become_launcher(layout, program.command("agent", *sys.argv[2:]))
 
 
 def _leave() -> None:

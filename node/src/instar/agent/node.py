@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from instar.core.errors import InputError
+from instar.core.networks import WakeSettings
 from instar.host.config import has_settings, read_config
 from instar.host.identity import read_node
 from instar.host.layout import Layout
@@ -28,11 +29,12 @@ class Address(NamedTuple):
 
 
 class Node(NamedTuple):
-    """This node and its server."""
+    """This node and its server, and who may wake it."""
 
     id: str
     server: Address
     proxy: Address | None
+    wake: WakeSettings = WakeSettings()
 
 
 def load_node(layout: Layout) -> Node:
@@ -41,14 +43,15 @@ def load_node(layout: Layout) -> Node:
     A configuration that cannot be read stops nothing: it is said, and the node goes on without it.
     """
     known = read_node(layout)
-    proxy = None
+    proxy, wake = None, WakeSettings()
     if has_settings(layout):
         try:
-            text = read_config(layout).network.proxy
+            settings = read_config(layout)
+            wake, text = settings.wake, settings.network.proxy
             proxy = address(text, "http", 3128) if text else None
         except InputError as error:
             log.error("%s; going on with the defaults", error.text)
-    return Node(known.node, address(known.server, "https", 443), proxy)
+    return Node(known.node, address(known.server, "https", 443), proxy, wake)
 
 
 def address(url: str, scheme: str, default_port: int) -> Address:

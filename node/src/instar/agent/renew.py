@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from instar.agent.certificate import Validity, validity
-from instar.agent.spawn import run_child
 from instar.core.backoff import Backoff
 from instar.core.errors import InputError
 
@@ -59,6 +58,8 @@ class Renewer:
             return None
 
     async def _renew(self) -> bool:
+        from instar.agent.children import run_child  # seldom needed
+
         try:
             outcome = await run_child(self._command, b"", CHILD_WITHIN_S, 65_536)
         except OSError as error:

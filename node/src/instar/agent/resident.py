@@ -7,20 +7,31 @@ import logging
 import os
 import resource
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instar.agent.channel import Channel
 from instar.agent.jobs import Jobs
+from instar.agent.late import Late
 from instar.agent.node import Node, trial_tx
+from instar.agent.poke import Poke
 from instar.agent.renew import Renewer
 from instar.agent.wake import Waker
+from instar.core.errors import InputError
+from instar.core.modules import check_name
 from instar.host.clock import Clock
 from instar.host.layout import Layout
 from instar.host.points import reach
 from instar.host.program import Program
-from instar.wire.messages import PROTOCOL, Health, Hello, Job
+from instar.wire.messages import PROTOCOL, Command, Health, Hello, Job, Message
 
-FEATURES = ["jobs"]
+if TYPE_CHECKING:
+    from instar.agent.commands import Commands
+    from instar.agent.local_api import Handler
+    from instar.agent.supervisor import Supervisor
+
+FEATURES = ["jobs", "modules", "commands"]
+HEALTH_EVERY_S = 0.2  # least time between two that changes of modules cause
+WITHIN_S = 30.0  # for a restart that names no bound
 
 log = logging.getLogger("instar.agent")
 
@@ -44,10 +55,16 @@ def make_hello(program: Program, node: Node, clock: Clock, role: str, tx: str) -
 
 
 class Resident:
-    """The `Duties` of the channel, and the local API's commands. main sets `channel` and `jobs`."""
+    """The `Duties` of the channel, what is `Around` the commands, and the local API's handlers.
+
+    main sets the parts below.
+    """
 
     channel: Channel
     jobs: Jobs
+    poke: Poke
+    modules: Late[Supervisor]
+    commands: Late[Commands]
 
     def __init__(
         self, layout: Layout, program: Program, node: Node, clock: Clock, waker: Waker, renewer: Renewer
@@ -56,27 +73,33 @@ class Resident:
         self._waker, self._renewer = waker, renewer
         self._started = clock.monotonic()
         self._hello = make_hello(program, node, clock, "agent", "")
+        self._told_at, self._telling = -HEALTH_EVERY_S, False
+        self.stop = asyncio.Event()  # set: end this process
+        self.again = False  # and become the launcher then
 
     # --- what the channel asks
 
     def hello(self) -> Hello:
         """The trial's record is read anew: a trial may begin or end while we run."""
         tx = trial_tx(self._layout, self._program.release)
-        return Hello(**{**_fields(self._hello), "tx": tx})
+        return Hello(**{**_fields(self._hello), "tx": tx, "wake_port": self.poke.port})
 
     def health(self) -> Health:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
+        usage, modules = resource.getrusage(resource.RUSAGE_SELF), self.modules.made
         facts: dict[str, Any] = {
             "uptime_s": round(self._uptime_s(), 1),
             "jobs_held": self.jobs.held,
             "peak_rss": usage.ru_maxrss * 1024,
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
         }
-        return Health(ok=True, modules={}, facts=facts)
+        states, digests = (modules.states(), modules.digests()) if modules else ({}, {})
+        return Health(ok=True, modules=states, facts=facts, digests=digests)
 
     def welcomed(self) -> None:
         reach("agent:welcomed")
         self.jobs.resend()
+        if self.commands.made is not None:
+            self.commands.made.resend()
 
     def look(self, reason: str) -> None:
         log.info("the server says look: %s", ascii(reason)[:100])
@@ -85,14 +108,65 @@ class Resident:
     def job(self, job: Job) -> None:
         self.jobs.take(job)
 
-    def acknowledged(self, job_id: str) -> None:
-        self.jobs.acknowledged(job_id)
+    def command(self, command: Command) -> None:
+        self.commands.need().take(command)
+
+    def acknowledged(self, item_id: str) -> None:
+        """The id is a job's or a command's."""
+        self.jobs.acknowledged(item_id)
+        if self.commands.made is not None:
+            self.commands.made.acknowledged(item_id)
+
+    # --- what its parts ask
+
+    def modules_changed(self) -> None:
+        """Tell the server at once, but not each of many changes in a row."""
+        if not self._telling:
+            self._telling = True
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(loop.time(), self._told_at + HEALTH_EVERY_S), self._tell_health)
+
+    def _tell_health(self) -> None:
+        self._telling, self._told_at = False, asyncio.get_running_loop().time()
+        self.channel.send(self.health())
+
+    def poked(self, _peer: str) -> None:
+        """Phone home now."""
+        self.channel.hurry()
+        self._waker.wake()
+
+    async def finish(self, within_s: float) -> None:
+        await self.jobs.finish(within_s)
+
+    async def cycle(self, command_id: str) -> str:
+        from instar.agent.again import cycle
+
+        state = str(self._layout.state)
+        return await cycle(self._program.command("cycle", "agent", "--state", state, "--command", command_id))
+
+    def leave(self) -> None:
+        self.again = True
+        self.stop.set()
+
+    def send(self, message: Message) -> bool:
+        return self.channel.send(message)
 
     # --- what the local API asks
 
-    def answer_health(self, _request: dict[str, Any]) -> dict[str, Any]:
-        """What the updater needs to judge this release."""
-        since_s = self.channel.connected_for_s
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            "status": self.answer_status,
+            "health": self.answer_health,
+            "look": self.answer_look,
+            "modules": self.answer_modules,
+            "restart": self.answer_restart,
+            "command": self.answer_command,
+            "reload-module": self.answer_reload,
+        }
+
+    async def answer_health(self, _request: dict[str, Any], _uid: int) -> dict[str, Any]:
+        """What the updater needs to judge this release, and those of modules."""
+        since_s, modules = self.channel.connected_for_s, self.modules.made
         return {
             "version": self._program.version,
             "digest": self._program.digest,
@@ -100,15 +174,17 @@ class Resident:
             "release": self._program.release,
             "connected": since_s is not None,
             "connected_for_s": round(since_s or 0.0, 3),
-            "modules": {},
+            "modules": modules.states() if modules else {},
+            "digests": modules.digests() if modules else {},
+            "pids": modules.pids() if modules else {},
             "uptime_s": round(self._uptime_s(), 3),
             "boot_id": self._clock.boot_id(),
         }
 
-    def answer_status(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def answer_status(self, request: dict[str, Any], uid: int) -> dict[str, Any]:
         held = self._renewer.validity()
         return {
-            **self.answer_health(request),
+            **await self.answer_health(request, uid),
             "role": "agent",
             "node": self._node.id,
             "server": str(self._node.server),
@@ -116,12 +192,41 @@ class Resident:
             "jobs_held": self.jobs.held,
             "certificate_until": held.not_after if held else None,
             "program": str(self._program.path),
+            "wake_port": self.poke.port,
         }
 
-    def answer_look(self, _request: dict[str, Any]) -> dict[str, Any]:
+    async def answer_look(self, _request: dict[str, Any], _uid: int) -> dict[str, Any]:
         self.channel.hurry()
         self._waker.wake()
         return {}
+
+    async def answer_modules(self, _request: dict[str, Any], _uid: int) -> dict[str, Any]:
+        return {"modules": self.modules.made.describe() if self.modules.made else []}
+
+    async def answer_reload(self, request: dict[str, Any], _uid: int) -> dict[str, Any]:
+        name = request.get("module")
+        await self.modules.need().reload(check_name(name if isinstance(name, str) else ""))
+        return {}
+
+    async def answer_restart(self, request: dict[str, Any], uid: int) -> dict[str, Any]:
+        names, agent, within_s = (
+            request.get("modules", []),
+            request.get("agent", False),
+            request.get("within_s"),
+        )
+        within_s = WITHIN_S if within_s is None else within_s
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or not isinstance(agent, bool)
+            or not isinstance(within_s, (int, float))
+        ):
+            text = "cannot restart: expected 'modules' a list of names, 'agent' true or false, 'within_s' seconds"
+            raise InputError("bad-request", text)
+        return {"id": self.commands.need().order(names, agent, float(within_s), f"local:{uid}")}
+
+    async def answer_command(self, request: dict[str, Any], _uid: int) -> dict[str, Any]:
+        return self.commands.need().status(str(request.get("id", "")))
 
     def _uptime_s(self) -> float:
         return self._clock.monotonic() - self._started

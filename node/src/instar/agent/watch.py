@@ -10,7 +10,6 @@ import asyncio
 import logging
 from pathlib import Path
 
-from instar.agent.spawn import run_child
 
 EVERY_S = 15.0
 CHILD_WITHIN_S = 60.0
@@ -25,6 +24,8 @@ async def watch_updater(trial: Path, command: list[str], every_s: float = EVERY_
         await asyncio.sleep(every_s)
         if not trial.exists():
             continue
+        from instar.agent.children import run_child  # seldom needed
+
         try:
             outcome = await run_child(command, b"", CHILD_WITHIN_S, 65_536)
             words = outcome.stderr.strip()[-300:]

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from instar.cli import control, units
+from instar.cli import control, scripts, units
 from instar.core.backoff import Backoff
 from instar.core.errors import InputError, MachineError, ServerUnreachable
 from instar.core.releases import Release
@@ -39,6 +39,7 @@ from instar.trust.manifest import FileEntry, Manifest
 from instar.trust.program import join_program, split_program
 
 OLDEST_PYTHON = (3, 11)
+SERVICES = ("auto", "systemd", "sysv", "openrc", "runit", "supervisor", "none")
 COPIES = 3  # launcher, agent and updater each hold one
 Say = Callable[[str], None]
 
@@ -47,7 +48,7 @@ def install(args: argparse.Namespace) -> dict[str, Any]:
     layout, program = Layout(args.state), running_program(sys.argv[0])
     say: Say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
     config = check_embedded((args.embed or program.path).read_bytes(), args.pin or None)
-    manager = args.service or ("systemd" if units.systemd_runs() else "none")
+    manager = _manager(args.service)
     _check_machine(layout, program, manager)
     made = not layout.state.exists()
     try:
@@ -57,9 +58,10 @@ def install(args: argparse.Namespace) -> dict[str, Any]:
         _records(layout, config, node, manager)
         if manager == "systemd":
             units.write_units(layout)
+        else:
+            scripts.write(manager, layout)
     except BaseException:
-        if manager == "systemd":
-            units.remove_units()
+        _unregister(manager)
         _clear(layout, whole=made)
         raise
     say(f"enrolled as {node.node} in group {node.group}")
@@ -84,7 +86,22 @@ def lines(answer: dict[str, Any]) -> Iterator[str]:
 
 
 def _keeper(manager: str) -> str:
-    return "systemd" if manager == "systemd" else "its own keeper (until the machine restarts)"
+    return "its own keeper (until the machine restarts)" if manager == "none" else manager
+
+
+def _manager(wanted: str) -> str:
+    """What `--service` says, found out for `auto`."""
+    if wanted != "auto":
+        return wanted
+    return "systemd" if units.systemd_runs() else scripts.found()
+
+
+def _unregister(manager: str) -> None:
+    """Take the manager's files away. Absent is fine."""
+    if manager == "systemd":
+        units.remove_units()
+    else:
+        scripts.remove_all(manager)
 
 
 def uninstall(args: argparse.Namespace) -> dict[str, Any]:
@@ -95,8 +112,7 @@ def uninstall(args: argparse.Namespace) -> dict[str, Any]:
     services = services_of(layout, Clock())
     for role in LINES:
         services.stop(role)
-    if services.name == "systemd":
-        units.remove_units()
+    _unregister(services.name)
     _clear(layout, whole=True)
     return {"removed": str(layout.state)}
 
@@ -114,15 +130,21 @@ def _check_machine(layout: Layout, program: Program, manager: str) -> None:
         raise InputError("not-empty", text)
     if sys.version_info < OLDEST_PYTHON:
         raise MachineError("old-python", f"cannot install: expected Python 3.11 or newer, got {sys.version}")
-    if manager == "systemd" and os.getuid() != 0:
-        text = "cannot install for systemd: expected to run as root; or use --service none"
-        raise MachineError("not-permitted", text)
-    if manager == "systemd" and units.installed():
-        text = "cannot install for systemd: its units belong to another node of this machine; uninstall that"
-        raise InputError("already-installed", text)
+    if manager != "none":
+        _check_manager(layout, manager)
     parent = next(p for p in layout.state.parents if p.exists())
     check_flags(parent)
     check_space(parent, COPIES * 2 * program.path.stat().st_size)
+
+
+def _check_manager(layout: Layout, manager: str) -> None:
+    if os.getuid() != 0:
+        text = f"cannot install for {manager}: expected to run as root; or use --service none"
+        raise MachineError("not-permitted", text)
+    scripts.check_path(manager, layout.state)
+    if units.installed() if manager == "systemd" else scripts.installed(manager):
+        text = f"cannot install for {manager}: another node of this machine has its files; uninstall that"
+        raise InputError("already-installed", text)
 
 
 def _folders(layout: Layout) -> None:
@@ -225,4 +247,9 @@ CONFIG = """\
 # poll_s = 0.0         # 0: as the server says
 # retry_floor_s = 1.0
 # retry_cap_s = 300.0
+
+[wake]
+# port = 7611          # a TCP connection to it makes the node phone home now; 0: no port
+# trusted = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16", "::1/128", "fc00::/7", "fe80::/10"]
+# every_s = 1.0        # at most once in so many seconds
 """

@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("install", "Make this machine a node of the server that the program names.", install.install,
                   install.lines)  # fmt: skip
-    sub.add_argument("--service", choices=("systemd", "none"), help="who keeps it running (found out)")
+    sub.add_argument(
+        "--service", choices=install.SERVICES, default="auto", help="who keeps it running (%(default)s)"
+    )
     sub.add_argument("--no-start", dest="start", action="store_false", help="install, but do not start")
     sub.add_argument("--start", action="store_true", default=True, help=argparse.SUPPRESS)
     sub.add_argument("--embed", type=Path, help="take the embedded configuration from this file instead")

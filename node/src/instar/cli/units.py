@@ -35,7 +35,8 @@ StartLimitIntervalSec=0
 ExecStart={agent}
 Restart=always
 RestartSec=200ms
-TimeoutStopSec=5s
+TimeoutStopSec=10s
+Delegate=yes
 OOMPolicy=continue
 NoNewPrivileges=yes
 PrivateTmp={private_tmp}
@@ -45,6 +46,7 @@ ProtectHostname=yes
 ProtectKernelLogs=yes
 ProtectKernelModules=yes
 LockPersonality=yes
+RestrictRealtime=yes
 RestrictSUIDSGID=yes
 
 [Install]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from instar.core.errors import InputError
+from instar.core.networks import WakeSettings, network
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Settings:
     rehearsal: RehearsalSettings = field(default_factory=RehearsalSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     updater: UpdaterSettings = field(default_factory=UpdaterSettings)
+    wake: WakeSettings = field(default_factory=WakeSettings)
 
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -56,8 +58,11 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "updater.poll_s": (0.0, 86400.0),
     "updater.retry_floor_s": (0.05, 3600.0),
     "updater.retry_cap_s": (0.05, 86400.0),
+    "wake.port": (0, 65535),
+    "wake.every_s": (0.1, 86400.0),
 }
 
+MOST_NETWORKS = 256
 PROXY = re.compile(r"http://[^\s/?#]+/?")
 
 
@@ -93,6 +98,8 @@ def _section(name: str, default: Any, table: Mapping[str, Any]) -> Any:
 
 def _value(path: str, default: Any, value: Any) -> Any:
     kind = type(default)
+    if kind is tuple:
+        return _networks(path, value)
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not fits or isinstance(value, bool):
         raise InputError("bad-config", f"cannot read config: {path}: expected {kind.__name__}, got {value!r}")
@@ -106,3 +113,17 @@ def _value(path: str, default: Any, value: Any) -> Any:
             text = f"cannot read config: {path}: expected {low:g} to {high:g}, got {value!r}"
             raise InputError("bad-config", text)
     return kind(value)
+
+
+def _networks(path: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InputError("bad-config", f"cannot read config: {path}: expected a list of texts, got {value!r}")
+    if len(value) > MOST_NETWORKS:
+        text = f"cannot read config: {path}: expected at most {MOST_NETWORKS} networks, got {len(value)}"
+        raise InputError("bad-config", text)
+    for each in value:
+        try:
+            network(each)
+        except InputError as error:
+            raise InputError("bad-config", f"cannot read config: {path}: {error.text}") from None
+    return tuple(value)

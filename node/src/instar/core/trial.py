@@ -55,6 +55,7 @@ class Facts:
     verdict: str  # the server's: pass | fail | wait | unreachable
     verdict_reason: Reason = NO_REASON
     back_s: float = math.inf  # since the server was last out of reach during this watch
+    silence: str = "it does not answer"  # why, in words, when it does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def judge(facts: Facts, wanted: str, before: Health, hold_s: float, lease: Lease
 
 def _missing(facts: Facts, wanted: str, before: Health, hold_s: float) -> str:
     if not facts.answers:
-        return "it does not answer"
+        return facts.silence
     if facts.digest != wanted:
         return f"it reports {facts.digest[:12]}, not {wanted[:12]}"
     if facts.up_s < hold_s:

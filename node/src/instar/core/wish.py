@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from instar.core.errors import InputError
+from instar.core.modules import MOST_MODULES, module_of
 from instar.core.releases import Release
 
-ORDER = ("updater", "agent")  # the updater first, confirmed, then the agent
+ORDER = ("updater", "agent")  # the updater first, confirmed, then the agent; then the modules, by name
 
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 3600.0
@@ -38,14 +39,23 @@ class Wanted:
 
 
 def read_wanted(body: Any) -> Wanted:
-    """Check the server's answer. Unknown lines and fields are passed over. Raises InputError."""
+    """Check the server's answer. Unknown lines and fields are passed over.
+
+    Raises InputError: one bad line spoils the whole, for a module whose wish is not read would be retired.
+    """
     try:
-        wishes = tuple(
-            Wish(line, Release(str(w["version"]), str(w["digest"])), str(w["target"]), int(w["generation"]))
-            for line in ORDER
-            if (w := body["lines"].get(line)) is not None
-        )
+        lines = body["lines"]
+        modules = sorted(line for line in lines if module_of(line))
+        if len(modules) > MOST_MODULES:
+            raise ValueError(f"expected at most {MOST_MODULES} modules, got {len(modules)}")
+        present = [line for line in ORDER if lines.get(line) is not None]
+        wishes = tuple(_wish(line, lines[line]) for line in (*present, *modules))
         poll_s = min(86400.0, max(1.0, float(body.get("poll_s", 300.0))))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError("bad-wanted", f"cannot read what is wanted: {error!r}") from None
     return Wanted(wishes, poll_s)
+
+
+def _wish(line: str, fields: Any) -> Wish:
+    release = Release(str(fields["version"]), str(fields["digest"]))
+    return Wish(line, release, str(fields["target"]), int(fields["generation"]))

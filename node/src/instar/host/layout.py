@@ -10,7 +10,7 @@
   journal/      <transaction>.journal
   jobs/         inbox and outbox
   commands/     restarts that were asked for, and how they went
-  modules/<name>/  releases/<release>/ current previous trial.json data/ used
+  modules/<name>/  releases/<release>/ current previous trial.json data/ used retired.json incoming/
   run/          sockets, locks, process records
   config.toml   what an operator may set (docs/configuration.md)
   quarantine.json
@@ -59,6 +59,21 @@ class ModuleLayout(LineLayout):
     def data(self) -> Path:
         """What a stateful module keeps: the only folder that it may write to unless its manifest says more."""
         return self.folder / "data"
+
+    @property
+    def retired(self) -> Path:
+        """Says that the module is no longer wanted, and since when its data waits to be removed."""
+        return self.folder / "retired.json"
+
+    @property
+    def incoming(self) -> Path:
+        """What is being fetched for a job, kept over a kill: `<digest>.part`."""
+        return self.folder / "incoming"
+
+    @property
+    def fetching(self) -> Path:
+        """Held (flock) by the one process that fetches a release of it for a job."""
+        return self.folder / "fetching.lock"
 
     @property
     def used(self) -> Path:

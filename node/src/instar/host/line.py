@@ -105,6 +105,12 @@ class Line:
         if self.current() != release:
             point_link(self.layout.current, f"releases/{release}", self.disk)
 
+    def deactivate(self) -> None:
+        """Let no release be current: the line's way out, for a thing that need not run at all."""
+        remove(self.layout.current, self.disk)
+        remove(self.layout.previous, self.disk)
+        self.disk.sync_folder(self.layout.folder)  # also what a call that was killed has removed
+
     def remove_release(self, release: str) -> None:
         """Remove a release that nothing points to. Its marker goes first: half of it is never valid."""
         if release in (self.current(), self.previous()):

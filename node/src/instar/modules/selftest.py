@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from instar.core.errors import InputError
-from instar.modules import Context
+from instar.modules.context import Context
 
 NONCE_SIZE = 32  # hexadecimal digits
 

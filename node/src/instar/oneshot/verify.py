@@ -73,10 +73,11 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     check_path(options.target, "target")
     now = datetime.now(UTC)
     failure: InstarError | None = None
-    for server in options.server or [_server_of(layout)]:
-        transport = Transport(_endpoint(layout, server, options))
+    program = options.program or own_header("updater")
+    for server in options.server or [server_of(layout)]:
+        transport = Transport(endpoint_of(layout, server, options.proxy, program, options.timeout))
         try:
-            found = verify_target(layout.trust, options.target, _fetch_by(transport), now)
+            found = verify_target(layout.trust, options.target, fetch_by(transport), now)
         except ServerUnreachable as error:
             failure = error
             continue
@@ -97,27 +98,26 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     raise failure or InputError("no-server", "cannot verify: no server was given")
 
 
-def _fetch_by(transport: Transport) -> Callable[[str], bytes]:
+def fetch_by(transport: Transport) -> Callable[[str], bytes]:
+    """How the metadata comes."""
     return lambda path: transport.get(f"/v1/{path}")
 
 
-def _endpoint(layout: Layout, server: str, options: argparse.Namespace) -> Endpoint:
-    program = options.program or _own_header()
-    return Endpoint(
-        server, layout.ca, layout.certificate, layout.key, options.proxy, program, options.timeout
-    )
+def endpoint_of(layout: Layout, server: str, proxy: str, program: str, timeout_s: float) -> Endpoint:
+    return Endpoint(server, layout.ca, layout.certificate, layout.key, proxy, program, timeout_s)
 
 
-def _own_header() -> str:
-    """The Instar-Program header for the program file that the interpreter was given."""
+def own_header(role: str) -> str:
+    """The Instar-Program header for the program file that the interpreter was given. Raises MachineError."""
     try:
         data = Path(sys.argv[0]).read_bytes()
     except OSError as error:
         raise MachineError("no-program", f"cannot read {sys.argv[0]}: {error.strerror}") from error
-    return f"updater {VERSION} {program_digest(data)}"
+    return f"{role} {VERSION} {program_digest(data)}"
 
 
-def _server_of(layout: Layout) -> str:
+def server_of(layout: Layout) -> str:
+    """The node's own server. Raises InputError `no-server`."""
     try:
         return str(json.loads(layout.node.read_bytes())["server"])
     except (OSError, ValueError, KeyError, TypeError) as error:

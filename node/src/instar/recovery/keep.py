@@ -18,18 +18,20 @@ import sys
 from pathlib import Path
 
 from instar.core.backoff import Backoff
-from instar.core.errors import InstarError, MachineError
+from instar.core.errors import InputError, InstarError, MachineError
 from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
 from instar.host.locks import RoleLock
 from instar.host.points import reach
-from instar.host.services import GRACE_S, ByHand
+from instar.host.services import GRACE_S, ByHand, RoleLockProbe
 from instar.recovery import guard, launch
 
 STEADY_S = 20.0  # a process that ran this long is started again at once
 LOCK_WITHIN_S = 1.0
 TICK_S = 5.0  # how often trials are looked at
+NOT_RUNNING = 3  # exit status of an init script's `status`, by the Linux Standard Base
+USAGE = "usage: instar keep --state DIR [--by MANAGER] [--detach | --end | --check]"
 LOG_BYTES = 4 * 1024 * 1024
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
@@ -185,16 +187,55 @@ def _open_log(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
+class Options:
+    """What the command line says. `by` names who started this keeper: it is read from outside (host/services)."""
+
+    state = ""
+    by = ""
+    do = ""
+
+
 def main(argv: list[str]) -> int:
-    """`keep --state DIR`: one keeper per state folder; a second one says so and leaves."""
-    if len(argv) != 2 or argv[0] != "--state":
-        print("usage: instar keep --state DIR", file=sys.stderr)
-        return 2
+    """`keep --state DIR [--by MANAGER]`: one keeper per state folder; a second one says so and leaves.
+
+    For init scripts: `--detach` starts one in the background, `--end` ends it and all it keeps, `--check`
+    ends with 0 while one runs, else with 3.
+    """
     try:
-        return _keep(Layout(Path(argv[1])), Clock())
+        options = _parse(argv)
+        layout, clock = Layout(Path(options.state)), Clock()
+        if options.do == "--detach":
+            ByHand(layout, clock, options.by).start("agent")
+            return 0
+        if options.do == "--end":
+            ByHand(layout, clock).stop("agent")
+            return 0
+        if options.do == "--check":
+            runs = RoleLockProbe(layout.role_lock("keep")).held()
+            print(f"instar is {'running' if runs else 'not running'}")
+            return 0 if runs else NOT_RUNNING
+        return _keep(layout, clock)
     except (InstarError, OSError) as error:
         print(f"instar keep: {error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_status", 4)
+
+
+def _parse(argv: list[str]) -> Options:
+    options, words = Options(), list(argv)
+    try:
+        while words:
+            word = words.pop(0)
+            if word in ("--state", "--by"):
+                setattr(options, word[2:], words.pop(0))
+            elif word in ("--detach", "--end", "--check"):
+                options.do = word
+            else:
+                raise ValueError(word)
+        if not options.state:
+            raise ValueError("--state")
+    except (ValueError, IndexError):
+        raise InputError("usage", USAGE) from None
+    return options
 
 
 def _keep(layout: Layout, clock: Clock) -> int:

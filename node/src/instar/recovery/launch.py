@@ -1,6 +1,6 @@
 """Choose the release to run, count the start if it is on trial, and become it.
 
-`launch agent|updater --state DIR` is what service managers start. It runs from the oldest copy of
+`launch agent|updater --state DIR [OPTION …]` is what service managers start; the options are the role's. It runs from the oldest copy of
 Instar on the node, so it is older than whatever is on trial.
 
 Import diet: bare standard library, `core` and `host`; no ssl, no asyncio, no argparse.
@@ -71,7 +71,7 @@ def _repair(line: Line, current: str) -> str:
     raise MachineError("no-release", f"cannot start: no valid release in {line.layout.releases}")
 
 
-def become(layout: Layout, role: str, clock: Clock) -> None:
+def become(layout: Layout, role: str, clock: Clock, options: list[str]) -> None:
     """Replace this process by the chosen release of `role`. Does not return; raises InstarError."""
     with RoleLock(layout.role_lock(role)) as lock:
         try:
@@ -82,16 +82,16 @@ def become(layout: Layout, role: str, clock: Clock) -> None:
     release = choose(Line(layout.line(role)), clock)
     processes.record(layout.process(role), processes.this_process(clock.boot_id(), release))
     reach(f"launch:{role}:recorded")
-    words = command(Line(layout.line(role)).program(release), role, "--state", str(layout.state))
+    words = command(Line(layout.line(role)).program(release), role, "--state", str(layout.state), *options)
     os.execv(words[0], words)
 
 
 def main(argv: list[str]) -> int:
-    """`launch ROLE --state DIR`."""
+    """`launch ROLE --state DIR [OPTION …]`."""
     try:
-        if len(argv) != 3 or argv[0] not in LINES or argv[1] != "--state":
-            raise InputError("usage", "usage: instar launch agent|updater --state DIR")
-        become(Layout(Path(argv[2])), argv[0], Clock())
+        if len(argv) < 3 or argv[0] not in LINES or argv[1] != "--state":
+            raise InputError("usage", "usage: instar launch agent|updater --state DIR [OPTION …]")
+        become(Layout(Path(argv[2])), argv[0], Clock(), argv[3:])
     except (InstarError, OSError) as error:
         print(f"instar launch: {error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_status", 4)

@@ -1,92 +1,29 @@
-"""A release of the node program, as a thing that can be replaced: what both lines have in common.
+"""A release of the node program, as a thing that can be replaced: what both of its lines have in common.
 
-Staging, verifying and rehearsing leave everything that runs alone. Activating writes the trial's
-record first, then moves `current`; the launcher counts starts by that record. Reverting is allowed
-from every state, and needs no help of the release on trial.
+The launcher counts the starts of a release on trial by the trial's record.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from pathlib import Path
-
-from instar.core import quarantine
-from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable, TrustError
+from instar.core.errors import ServerUnreachable
 from instar.core.journal import Progress, Reason
-from instar.core.recovery import Observation
-from instar.core.releases import Release, version_of
-from instar.core.transaction import DEADLINE_S, Step
-from instar.core.trial import Lease, read_health
-from instar.engine.fetch import Limits, fetch
 from instar.engine.target import Failed, Notes, NotNow, Outcome
-from instar.host import processes, trials
+from instar.host import processes
 from instar.host.children import run_program
-from instar.host.disks import check_flags, check_space
-from instar.host.files import make_folder, remove_tree
-from instar.host.line import MANIFEST, Line
-from instar.host.locks import RoleLock
+from instar.host.line import Line
 from instar.host.points import reach
-from instar.host.records import read_quarantine, write_quarantine
-from instar.host.sockets import ask
-from instar.targets.kit import Kit, TrustedTarget
-from instar.targets.unpack import hash_file, unpack
+from instar.targets.contents import NODE
+from instar.targets.kit import Kit
+from instar.targets.line import LineTarget
 
-LOCK_WAIT_S = 10.0
 VERDICT_WAIT_S = 5.0
-HEALTH_WAIT_S = 2.0
-UNPACKED_TIMES = 4  # a release takes at most about this many times its archive, unpacked
 
 
-class ReleaseTarget:
+class ReleaseTarget(LineTarget):
     """One line's releases. Subclasses say how the role's process is watched and replaced."""
 
     def __init__(self, kit: Kit, role: str) -> None:
-        self.kit, self.role = kit, role
-        self.line = Line(kit.layout.line(role), kit.disk)
-
-    # --- the steps that leave everything that runs alone
-
-    def observe(self, progress: Progress) -> Observation:
-        trial = trials.read(self.line)
-        ours = trial is not None and trial.tx == progress.begin.tx
-        undone = trial.undone if trial is not None and ours else None
-        return Observation(self.line.current(), self.line.previous(), undone)
-
-    def stage(self, progress: Progress, notes: Notes) -> Outcome:
-        begin = progress.begin
-        if begin.cause == "rollback":
-            return Outcome()
-        staging = self._staging(progress)
-        make_folder(staging, 0o700, self.kit.disk)
-        check_flags(self.line.layout.releases)
-        target = self.kit.server.trusted_target(begin.target)
-        self._check_promise(progress, target)
-        if self.line.is_valid(begin.release.name):
-            return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
-        check_space(staging, target.length * (1 + UNPACKED_TIMES))
-        rate, most_s = self.kit.settings.network.rate_bytes_s, DEADLINE_S[Step.STAGE]
-        limits = Limits(rate_bytes_s=rate, deadline_s=most_s)
-        archive = staging / "archive"
-        reach("stage:fetch")
-        fetch(self.kit.server.source(), target.path, archive, target.length, limits, sleep=self.kit.sleep)
-        self.kit.disk.sync_folder(staging)
-        return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
-
-    def verify(self, progress: Progress, notes: Notes) -> Outcome:
-        release = progress.begin.release
-        if progress.begin.cause == "rollback":
-            self.line.check(release.name)
-            return Outcome()
-        archive, signed = self._staging(progress) / "archive", progress.data["archive"]
-        if not self.line.is_valid(release.name):
-            size, sha256 = hash_file(archive)
-            if (size, sha256) != (signed["length"], signed["sha256"]):
-                text = f"the fetched bytes are not the signed ones: SHA-256 {sha256}, not {signed['sha256']}"
-                raise TrustError("altered-blob", text)
-            unpack(archive, self.line, release, self.kit.disk)
-        remove_tree(self._staging(progress), self.kit.disk)
-        return Outcome()
+        super().__init__(kit, role, Line(kit.layout.line(role), kit.disk), NODE)
 
     def rehearse(self, progress: Progress, notes: Notes) -> Outcome:
         begin = progress.begin
@@ -112,62 +49,6 @@ class ReleaseTarget:
             )
         return Outcome({"rehearsed_s": round(ended.seconds, 3)})
 
-    # --- the switch
-
-    def activate(self, progress: Progress, notes: Notes) -> Outcome:
-        begin = progress.begin
-        if "before" not in progress.data:
-            notes.note({"before": self.health_before()})
-        with self._locked():
-            trial = trials.read(self.line)
-            if trial is None or trial.tx != begin.tx:  # one left by a journal that was lost is nobody's
-                trials.write(self.line, self._new_trial(progress))
-            reach("activate:trial")
-            self.line.activate(begin.release.name, fallback=begin.origin)
-            reach("activate:flipped")
-        self.bring_up(begin.release.name)
-        return Outcome()
-
-    def watch(self, progress: Progress, notes: Notes) -> Outcome:
-        raise NotImplementedError
-
-    def confirm(self, progress: Progress, notes: Notes) -> Outcome:
-        self._end_trial(progress)
-        reach("confirm:ended")
-        if progress.begin.cause == "rollback":
-            reason = Reason("rolled-back", f"an operator went back to {progress.begin.version}")
-            self._quarantine(progress, progress.begin.origin, reason)
-        self.line.collect(keep=())
-        remove_tree(self._staging(progress), self.kit.disk)
-        return Outcome()
-
-    def revert(self, progress: Progress, notes: Notes) -> Outcome:
-        begin = progress.begin
-        candidate, origin = begin.release.name, begin.origin
-        with self._locked():
-            if self.line.current() in (candidate, origin) and self.line.is_valid(origin):
-                self.line.activate(origin, fallback=begin.fallback)
-        reach("revert:flipped")
-        self.bring_up(self.line.current())
-        if progress.data.get("blame", True) and begin.cause != "rollback" and progress.reason is not None:
-            self._quarantine(progress, candidate, progress.reason)
-        reach("revert:quarantined")
-        self._end_trial(progress)
-        remove_tree(self._staging(progress), self.kit.disk)
-        if candidate not in (self.line.current(), self.line.previous()) and begin.cause != "rollback":
-            self.line.remove_release(candidate)
-        return Outcome()
-
-    def release_of(self, name: str) -> Release:
-        """The release in a folder of this line. Raises MachineError `release-damaged`."""
-        try:
-            manifest = json.loads((self.line.folder(name) / MANIFEST).read_bytes())
-            return Release(str(manifest["version"]), str(manifest["program_digest"]))
-        except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-            raise MachineError("release-damaged", f"cannot read the manifest of {name}: {error!r}") from None
-
-    # --- for subclasses
-
     def bring_up(self, release: str) -> None:
         """See that the role's process runs `release`, or is being started to."""
         process = processes.recorded(self.kit.layout.process(self.role))
@@ -175,66 +56,3 @@ class ReleaseTarget:
         if process is not None and fits and processes.alive(process, self.kit.clock.boot_id()):
             return
         self.kit.services.restart(self.role)
-
-    def health_before(self) -> dict[str, object]:
-        """The agent's health before the switch, for the comparison; what it would say if it is silent."""
-        try:
-            answer = ask(self.kit.layout.socket("agent"), {"do": "health"}, HEALTH_WAIT_S)
-        except InstarError:
-            return {"connected": False, "modules": {}}
-        health = read_health(answer)
-        return {"connected": health.connected, "modules": health.modules}
-
-    def commit(self, progress: Progress) -> None:
-        """Decide for good that the trial is passed. The first of this and an undo wins (host/trials.py)."""
-        with self._locked():
-            trial = trials.read(self.line)
-            if trial is None or trial.tx != progress.begin.tx:
-                raise Failed(Reason("undone", "its trial was ended by somebody else"))
-            if trial.undone is not None:
-                raise Failed(trial.undone)
-            if self.line.current() != progress.begin.release.name:
-                raise Failed(Reason("undone", f"{self.line.current()} is active in its place"))
-            trials.write(self.line, replace(trial, confirmed=True))
-        reach("watch:committed")
-
-    # --- small things
-
-    def _staging(self, progress: Progress) -> Path:
-        return self.kit.layout.staging / progress.begin.tx
-
-    def _locked(self) -> RoleLock:
-        lock = self.line.lock()
-        lock.acquire(LOCK_WAIT_S)
-        return lock
-
-    def _check_promise(self, progress: Progress, target: TrustedTarget) -> None:
-        begin = progress.begin
-        for name, want in (("version", begin.version), ("program_digest", begin.digest)):
-            signed = target.custom.get(name)
-            if signed != want:
-                text = f"{begin.target}: the server wants {name} {want}, the signed metadata says {signed}"
-                raise TrustError("wish-differs", text)
-
-    def _new_trial(self, progress: Progress) -> trials.Trial:
-        begin, clock, wanted = progress.begin, self.kit.clock, self.kit.settings.trial
-        lease = Lease(wanted.lease_s, wanted.cap_s, clock.boot_id(), clock.boottime())
-        return trials.Trial(begin.tx, begin.release.name, begin.origin, wanted.attempts, lease)
-
-    def _end_trial(self, progress: Progress) -> None:
-        with self._locked():
-            trial = trials.read(self.line)
-            if trial is not None and trial.tx == progress.begin.tx:
-                self.line.end_trial()
-
-    def _quarantine(self, progress: Progress, release: str, reason: Reason) -> None:
-        path = self.kit.layout.quarantine
-        same = release == progress.begin.release.name
-        digest = progress.begin.digest if same else self.release_of(release).digest
-        name, entries = quarantine.key(self.role, digest), read_quarantine(path)
-        old = entries.get(name)
-        if old is not None and old.since >= progress.began.wall:
-            return  # this failure is counted already: a kill came before its outcome was written
-        now = self.kit.clock.wall()
-        entries = quarantine.add(entries, name, version_of(release), reason, now, progress.begin.generation)
-        write_quarantine(path, entries, self.kit.disk)

@@ -16,16 +16,16 @@ from typing import IO
 from instar.core.errors import InputError, TrustError
 from instar.core.releases import Release
 from instar.host.files import Disk, failed, make_folder, remove, remove_tree
-from instar.host.line import MANIFEST, PROGRAM, VALID, Line
+from instar.host.line import MANIFEST, VALID, Line
 from instar.host.points import reach
-from instar.trust.archive import ArchiveRules
-from instar.trust.manifest import MAX_SIZE, FileEntry, Manifest
-from instar.trust.program import program_digest
+from instar.targets.contents import NODE, Contents
+from instar.trust.archive import ArchiveRules, Listing
+from instar.trust.manifest import MAX_SIZE, FileEntry
 
 CHUNK = 1 << 20
 
 
-def unpack(archive: Path, line: Line, release: Release, disk: Disk) -> None:
+def unpack(archive: Path, line: Line, release: Release, disk: Disk, contents: Contents = NODE) -> None:
     """Make `line`'s folder of `release` from `archive`. Idempotent: a valid one is left as it is.
 
     Raises TrustError (the archive is not what it should be; nothing valid is left) or MachineError.
@@ -38,12 +38,8 @@ def unpack(archive: Path, line: Line, release: Release, disk: Disk) -> None:
     make_folder(folder, 0o755, disk)
     reach("unpack:folder")
     try:
-        manifest = _extract(archive, folder, disk)
-        manifest.check_target(release.version, release.digest)
-        digest = program_digest((folder / PROGRAM).read_bytes())
-        if digest != release.digest:
-            text = f"cannot trust {PROGRAM}: expected program digest {release.digest}, got {digest}"
-            raise TrustError("altered-program", text)
+        manifest = _extract(archive, folder, disk, contents)
+        contents.check((folder / MANIFEST).read_bytes(), folder, release)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, InputError) as error:
         raise TrustError("bad-archive", f"cannot unpack {archive.name}: {error}") from None
     except FileNotFoundError as error:
@@ -57,9 +53,9 @@ def unpack(archive: Path, line: Line, release: Release, disk: Disk) -> None:
     disk.sync_folder(line.layout.releases)
 
 
-def _extract(archive: Path, folder: Path, disk: Disk) -> Manifest:
+def _extract(archive: Path, folder: Path, disk: Disk, contents: Contents) -> Listing:
     rules = ArchiveRules()
-    manifest: Manifest | None = None
+    manifest: Listing | None = None
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
             entry = rules.admit(member)
@@ -68,7 +64,7 @@ def _extract(archive: Path, folder: Path, disk: Disk) -> Manifest:
                 raise TrustError("bad-archive", f"cannot unpack {member.name[:80]!r}: it has no bytes")
             if entry is None:
                 data = source.read(MAX_SIZE + 1)
-                manifest = Manifest.decode(data)
+                manifest = contents.read(data)
                 rules.manifest_read(manifest)
                 disk.write_new(folder / MANIFEST, data, 0o444)
             else:

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from instar.core.errors import InstarError, ServerRefused, ServerUnreachable
+from instar.core.errors import InstarError, ReleaseError, ServerRefused, ServerUnreachable
 from instar.core.journal import Progress, Reason
 from instar.core.trial import NO_REASON, Confirm, Facts, Health, Revert, Wait, judge, read_health
 from instar.engine.target import Failed, Notes
 from instar.host import trials
 from instar.host.sockets import ask
 from instar.targets.kit import Kit
-from instar.targets.release import LOCK_WAIT_S, ReleaseTarget
+from instar.targets.line import LOCK_WAIT_S, LineTarget
 
 ASK_S = 1.0  # for one answer of the local API
 VERDICT_S = 1.0  # how long one question for the verdict may be held open
@@ -30,7 +30,7 @@ MARK_S = 15.0  # how often the time that was used up goes to the disk, for the n
 class Watch:
     """One trial being watched by one process. Holds only what can be found out again."""
 
-    def __init__(self, target: ReleaseTarget, progress: Progress, notes: Notes) -> None:
+    def __init__(self, target: LineTarget, progress: Progress, notes: Notes) -> None:
         self.target, self.kit, self.progress, self.notes = target, target.kit, progress, notes
         self.before = Health(**progress.data.get("before", {}))
         self._pid = 0
@@ -40,8 +40,8 @@ class Watch:
         self._away_at = -math.inf  # when the server could last not be reached
 
     def run(self, answer: Callable[[Kit], dict[str, Any]]) -> None:
-        """Watch until the release is to be confirmed. `answer` asks the one on trial; it raises
-        InstarError while that is silent. Raises Failed when it is to be reverted."""
+        """Watch until the release is to be confirmed. `answer` asks the one on trial; it raises InstarError
+        while that is silent, a ReleaseError with what it lacks. Raises Failed when it is to be reverted."""
         next_mark = self.kit.clock.boottime() + MARK_S
         while True:
             trial = self._trial()
@@ -82,9 +82,10 @@ class Watch:
         try:
             said = answer(self.kit)
             pid, health = int(said.get("pid", 0)), read_health(said)
-        except (InstarError, TypeError, ValueError):  # silent, or talking nonsense: the same
+        except (InstarError, TypeError, ValueError) as error:  # silent, or talking nonsense: the same
             self._pid = 0
-            return Facts(spent, False, "", 0.0, Health(), verdict, reason)
+            facts = Facts(spent, False, "", 0.0, Health(), verdict, reason)
+            return replace(facts, silence=error.text) if isinstance(error, ReleaseError) else facts
         if pid != self._pid:
             self._pid, self._pid_since = pid, clock.boottime()
         up_s = clock.boottime() - self._pid_since

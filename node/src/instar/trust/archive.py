@@ -6,7 +6,7 @@ Pure checks of what a tar reader says of each member; who extracts asks before i
     for member in tar:                       # tarfile.TarInfo has the fields of Member
         entry = rules.admit(member)          # raises TrustError; None for the manifest itself
         if entry is None:
-            rules.manifest_read(Manifest.decode(tar.extractfile(member).read()))
+            rules.manifest_read(Manifest.decode(tar.extractfile(member).read()))  # or a module's
         else:
             ... write entry.size bytes to entry.path, then entry.check(size, sha256)
     rules.finish()
@@ -18,7 +18,7 @@ from typing import Protocol
 
 from instar.core.errors import InputError, TrustError
 from instar.trust import manifest as manifests
-from instar.trust.manifest import FileEntry, Manifest
+from instar.trust.manifest import FileEntry
 from instar.trust.paths import check_path
 
 MAX_TOTAL = 512 * 1024 * 1024  # bytes of all files together
@@ -42,12 +42,21 @@ class Member(Protocol):
     linkname: str
 
 
+class Listing(Protocol):
+    """What counts of a manifest, whatever it is the manifest of."""
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]: ...
+
+    def file(self, path: str) -> FileEntry | None: ...
+
+
 class ArchiveRules:
     """Admits one member after the other. Holds what was seen; no I/O."""
 
     def __init__(self, max_total: int = MAX_TOTAL) -> None:
         self._max_total = max_total
-        self._manifest: Manifest | None = None
+        self._manifest: Listing | None = None
         self._seen: set[str] = set()
 
     def admit(self, member: Member) -> FileEntry | None:
@@ -78,7 +87,7 @@ class ArchiveRules:
             raise _refused(name, f"expected {entry.size} bytes, got {member.size}")
         return entry
 
-    def manifest_read(self, manifest: Manifest) -> None:
+    def manifest_read(self, manifest: Listing) -> None:
         """Say what the manifest holds; raises TrustError when it promises more than the limit."""
         total = sum(file.size for file in manifest.files)
         if total > self._max_total:

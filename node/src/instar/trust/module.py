@@ -9,28 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field
 
 from instar.core.errors import InputError, TrustError
+from instar.core.modules import check_name as check_name  # noqa: PLC0414 - imported from here
 from instar.core.releases import Release, version_key
 from instar.trust.fields import Fields
 from instar.trust.manifest import FORMAT, MAX_SIZE, FileEntry, read_files, write_files
 
 KIND = "module"
 CODE = "bad-manifest"
-NAME = re.compile(r"[a-z][a-z0-9]{0,30}(?:[.-][a-z0-9]{1,31}){0,3}")
 RUNS = ("python", "native", "wasm")
 MODES = ("oneshot", "service")
 ANY = "any"  # entry for every machine; a native module names one for each, as uname -m says
-
-
-def check_name(name: str) -> str:
-    """A module's name, such as `interfaces.list`; also a folder's name. Raises InputError `bad-module-name`."""
-    if not NAME.fullmatch(name) or len(name) > 64:
-        form = "lower-case words joined by '.' or '-'"
-        raise InputError("bad-module-name", f"cannot use module name: expected {form}, got {name!a:.80}")
-    return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ import math
 import random
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from instar.core import quarantine
 from instar.core.backoff import Backoff
 from instar.core.errors import InputError, InstarError
 from instar.core.journal import Begin, Progress, Reason
+from instar.core.modules import PREFIX
 from instar.core.releases import Release
 from instar.core.settings import UpdaterSettings
 from instar.core.transaction import State
@@ -26,8 +27,9 @@ from instar.host.clock import Clock
 from instar.host.layout import Layout
 from instar.host.line import Line
 from instar.host.records import read_quarantine
-from instar.targets.release import ReleaseTarget
+from instar.targets.line import LineTarget
 from instar.updater.client import ServerClient
+from instar.updater.targets import Targets
 from instar.updater.tidy import tidy
 
 KEPT_JOURNALS = 50
@@ -51,7 +53,7 @@ class Loop:
         self,
         layout: Layout,
         clock: Clock,
-        targets: Mapping[str, ReleaseTarget],
+        targets: Targets,
         client: ServerClient,
         follower: Follower,
         settings: UpdaterSettings,
@@ -62,6 +64,7 @@ class Loop:
         self.journals = Journals(layout.journal, clock)
         self._generations: dict[str, int] = {}  # of the wishes as they were last heard
         self._retry_s = math.inf  # until a wish that waits after a failure may be tried again
+        self._put_off: list[str] = []  # modules whose trouble this round went past
         self.backoff = Backoff(settings.retry_floor_s, 2.0, settings.retry_cap_s)
 
     def round(self) -> float:
@@ -70,6 +73,7 @@ class Loop:
         Raises HandOver when this process must become another release.
         """
         self._retry_s = math.inf
+        self._put_off = []
         try:
             tidy(self.layout, self.journals, self.targets)
             self._drive_open(active_only=True)
@@ -79,13 +83,16 @@ class Loop:
             self._give_up_unwanted(wanted)
             self._drive_open(active_only=False)
             for wish in wanted.wishes:
-                self._fulfil(wish, wanted)
+                self._apart(wish.line, lambda wish=wish: self._fulfil(wish, wanted))  # type: ignore[misc]
+            self._retire_unwanted(wanted)
             self.journals.prune(KEPT_JOURNALS)
         except NotNow as later:
             log.warning("later: %s", later.reason.text)
             return self.backoff.next(random.random())
         except InstarError as error:
             log.warning("%s", error.text)
+            return self.backoff.next(random.random())
+        if self._put_off:
             return self.backoff.next(random.random())
         self.backoff.reset()
         return min(self._retry_s, (self.settings.poll_s or wanted.poll_s) * random.uniform(0.9, 1.1))
@@ -105,7 +112,7 @@ class Loop:
         with self.orders.lock:
             self.orders.busy = begin.tx
         try:
-            end = drive(journal, self.targets[begin.line], self.follower, within)
+            end = drive(journal, self.targets.of(begin.line), self.follower, within)
         finally:
             with self.orders.lock:
                 self.orders.busy = ""
@@ -115,13 +122,41 @@ class Loop:
 
     def _drive_open(self, active_only: bool) -> None:
         """Go on with what is open: what is active, or needs no server, before anything else."""
-        for journal in self.journals.unfinished():
-            passive = journal.progress.state in BEFORE_ACTIVATION and journal.progress.begin.cause == "wish"
+        for journal in self._unfinished():
+            begin = journal.progress.begin
+            passive = journal.progress.state in BEFORE_ACTIVATION and begin.cause == "wish"
             if active_only and passive:
                 continue
             if self._too_old(journal):
-                abandon(journal, self.targets[journal.progress.begin.line], _reason_too_old())
-            self._drive(journal)
+                abandon(journal, self.targets.of(begin.line), _reason_too_old())
+            self._apart(begin.line, lambda journal=journal: self._drive(journal))  # type: ignore[misc]
+
+    def _unfinished(self) -> list[Journal]:
+        """What is open, of lines that this release knows: the node's own programs first, then modules."""
+        found = []
+        for journal in self.journals.unfinished():
+            try:
+                self.targets.of(journal.progress.begin.line)
+            except InputError as error:
+                log.warning("%s is left alone: %s", journal.progress.begin.tx, error.text)
+            else:
+                found.append(journal)
+        return sorted(found, key=lambda journal: _is_module(journal.progress.begin.line))
+
+    def _apart(self, line: str, do: Callable[[], object]) -> None:
+        """A module's trouble is put off, and holds up nobody else; the programs' ends the round."""
+        if not _is_module(line):
+            do()
+            return
+        try:
+            do()
+        except NotNow as later:
+            log.warning("%s: later: %s", line, later.reason.text)
+        except InstarError as error:
+            log.warning("%s: %s", line, error.text)
+        else:
+            return
+        self._put_off.append(line)
 
     def _too_old(self, journal: Journal) -> bool:
         began = journal.progress.began
@@ -131,25 +166,35 @@ class Loop:
     def _give_up_unwanted(self, wanted: Wanted) -> None:
         """End what was begun for a wish that is no longer there, unless it is active already."""
         digests = {wish.line: wish.release.digest for wish in wanted.wishes}
-        for journal in self.journals.unfinished():
+        for journal in self._unfinished():
             begin = journal.progress.begin
             if begin.cause == "wish" and digests.get(begin.line) != begin.digest:
                 self._end(journal, Reason("superseded", "the server wants another release by now"))
 
     def _give_up(self, role: str) -> None:
         """End what was begun on a line that an operator takes back: it would work from a wrong origin."""
-        for journal in self.journals.unfinished():
+        for journal in self._unfinished():
             if journal.progress.begin.line == role:
                 self._end(journal, Reason("superseded", "an operator went back to the previous release"))
 
     def _end(self, journal: Journal, reason: Reason) -> None:
-        if abandon(journal, self.targets[journal.progress.begin.line], reason):
-            self._drive(journal)
+        line = journal.progress.begin.line
+        if abandon(journal, self.targets.of(line), reason):
+            self._apart(line, lambda: self._drive(journal))
+
+    def _retire_unwanted(self, wanted: Wanted) -> None:
+        """End the modules that the server, which has just said what it wants, does not name any more."""
+        lines = {wish.line for wish in wanted.wishes}
+        lines |= {journal.progress.begin.line for journal in self.journals.unfinished()}
+        for module in self.targets.modules():
+            if module.role not in lines and module.line.current():
+                log.info("%s: %s is no longer wanted", module.role, module.line.current())
+                self._apart(module.role, module.retire)
 
     # --- new ones
 
     def _fulfil(self, wish: Wish, wanted: Wanted) -> None:
-        line = self.targets[wish.line].line
+        line = self.targets.of(wish.line).line
         if line.current() == wish.release.name:
             return
         if self._kept_out(wish) or self._waits_for_updater(wish, wanted) or self._too_soon(wish):
@@ -191,7 +236,7 @@ class Loop:
         return any(
             w.line == "updater"
             and w.release == wish.release
-            and self.targets["updater"].line.current() != w.release.name
+            and self.targets.of("updater").line.current() != w.release.name
             for w in wanted.wishes
         )
 
@@ -201,7 +246,7 @@ class Loop:
             role, self.orders.rollback = self.orders.rollback, ""
         if not role:
             return
-        target = self.targets[role]
+        target = self.targets.of(role)
         release = previous_release(target)
         self._give_up(role)
         log.info("%s: back to %s, as asked", role, release.name)
@@ -215,7 +260,7 @@ class Loop:
         return Begin(tx, role, version, digest, "", line.current(), line.previous(), cause)
 
 
-def previous_release(target: ReleaseTarget) -> Release:
+def previous_release(target: LineTarget) -> Release:
     """What a rollback goes to. Raises InputError `nothing-to-roll-back-to`."""
     line = target.line
     name = line.previous()
@@ -225,6 +270,10 @@ def previous_release(target: ReleaseTarget) -> Release:
         )
         raise InputError("nothing-to-roll-back-to", text)
     return target.release_of(name)
+
+
+def _is_module(line: str) -> bool:
+    return line.startswith(PREFIX)
 
 
 def _failed_blameless(progress: Progress) -> bool:

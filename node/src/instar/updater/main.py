@@ -24,21 +24,19 @@ from instar.host import logs, processes
 from instar.host.clock import Clock
 from instar.host.files import make_folder
 from instar.host.interpreter import command
-from instar.host.layout import LINES, Layout
+from instar.host.layout import Layout
 from instar.host.locks import RoleLock
 from instar.host.program import Program, running_program
 from instar.host.records import read_config, read_node
 from instar.host.services import services_of
 from instar.host.transport import Endpoint, Transport
-from instar.targets.agent_release import AgentRelease
 from instar.targets.kit import Kit
-from instar.targets.release import ReleaseTarget
-from instar.targets.updater_release import UpdaterRelease
 from instar.updater.api import LocalApi
 from instar.updater.client import ServerClient
 from instar.updater.loop import Loop, Orders, previous_release
 from instar.updater.rehearse import rehearse
 from instar.updater.reporter import Reporter
+from instar.updater.targets import Targets
 
 LOCK_WITHIN_S = 10.0
 REPORT_WITHIN_S = 0.5
@@ -90,7 +88,7 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
     )
     services = services_of(layout, clock)
     kit = Kit(layout, clock, services, client, settings, program, time.sleep)
-    targets: dict[str, ReleaseTarget] = {"agent": AgentRelease(kit), "updater": UpdaterRelease(kit)}
+    targets = Targets(kit)
     orders = Orders(threading.Lock(), threading.Event())
     loop = Loop(layout, clock, targets, client, reporter, settings.updater, orders)
     LocalApi(layout.socket("updater"), _handlers(program, targets, orders)).start()
@@ -107,7 +105,7 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
         reporter.stop(REPORT_WITHIN_S)
 
 
-def _handlers(program: Program, targets: dict[str, ReleaseTarget], orders: Orders) -> dict[str, Any]:
+def _handlers(program: Program, targets: Targets, orders: Orders) -> dict[str, Any]:
     about = {
         "version": program.version,
         "digest": program.digest,
@@ -124,10 +122,8 @@ def _handlers(program: Program, targets: dict[str, ReleaseTarget], orders: Order
         return {}
 
     def rollback(request: dict[str, Any]) -> dict[str, Any]:
-        role = request.get("line", "agent")
-        if role not in LINES:
-            raise InputError("bad-request", f"cannot roll back: expected line agent or updater, got {role!r}")
-        release = previous_release(targets[role])
+        role = str(request.get("line", "agent"))
+        release = previous_release(targets.of(role))
         with orders.lock:
             if orders.busy:
                 raise InputError("busy", f"cannot roll back: transaction {orders.busy} is under way")

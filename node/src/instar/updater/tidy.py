@@ -7,31 +7,40 @@ or a power cut alone leaves none, since a journal outlives what it describes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
+from instar.core.errors import InstarError
 from instar.core.journal import Reason
 from instar.engine.journal import Journals
 from instar.host import trials
 from instar.host.files import remove_tree
 from instar.host.layout import Layout
-from instar.targets.release import LOCK_WAIT_S, ReleaseTarget
+from instar.targets.line import LOCK_WAIT_S, LineTarget
+from instar.updater.targets import Targets
 
 log = logging.getLogger("instar.updater")
 
 
-def tidy(layout: Layout, journals: Journals, targets: Mapping[str, ReleaseTarget]) -> None:
+def tidy(layout: Layout, journals: Journals, targets: Targets) -> None:
     """Idempotent. Raises HandOver when this process must become another release."""
-    known = {journal.progress.begin.tx for journal in journals.unfinished()}
-    for target in targets.values():
+    open_now = [journal.progress.begin for journal in journals.unfinished()]
+    known = {begin.tx for begin in open_now}
+    for target in targets.programs():
         _orphaned_trial(target, known)
     if layout.staging.is_dir():
         for path in layout.staging.iterdir():
             if path.name not in known:
                 log.info("removing %s, which no transaction owns", path)
                 remove_tree(path)
+    for module in targets.modules():
+        try:  # one module's trouble is its own
+            _orphaned_trial(module, known)
+            if module.role not in {begin.line for begin in open_now}:
+                module.sweep()
+        except (InstarError, OSError) as error:
+            log.warning("%s cannot be put in order: %s", module.role, error)
 
 
-def _orphaned_trial(target: ReleaseTarget, known: set[str]) -> None:
+def _orphaned_trial(target: LineTarget, known: set[str]) -> None:
     """A trial without its journal was never confirmed: the release before it is put back."""
     trial = trials.read(target.line)
     if trial is None or trial.tx in known:
@@ -40,7 +49,8 @@ def _orphaned_trial(target: ReleaseTarget, known: set[str]) -> None:
     lock.acquire(LOCK_WAIT_S)
     with lock:
         if not trial.confirmed:
-            log.warning("%s: trial %s has no journal; putting %s back", target.role, trial.tx, trial.previous)
-            trials.undo(target.line, trial, Reason("journal-lost", "its journal could not be read"))
-    target.bring_up(target.line.current())
+            before = trial.previous or "nothing"
+            log.warning("%s: trial %s has no journal; putting %s back", target.role, trial.tx, before)
+            target.undo_orphan(trial, Reason("journal-lost", "its journal could not be read"))
+    target.bring_back(target.line.current())
     target.line.end_trial()

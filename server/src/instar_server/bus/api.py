@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-AGENTS = "agents"  # orders to whoever holds a node's channel: {"do": "look" | "revoke", "node", …}
+AGENTS = "agents"  # orders to whoever holds a node's channel: {"do": "look" | "revoke" | "send", "node", …}
 FLEET = "fleet"  # what changed, for those who watch: {"kind", "node", …}
 WISHES = "wishes"  # the wishes changed
 
@@ -36,3 +36,13 @@ class Bus(Protocol):
 def verdict_topic(node: str, tx: str) -> str:
     """Where a verdict about a node's transaction is announced."""
     return f"verdict.{node}.{tx}"
+
+
+def order_topic(order: str) -> str:
+    """Where the changes of an order's rows are announced, and what they say while they run."""
+    return f"order.{order}"
+
+
+def health_topic(node: str) -> str:
+    """Where a node's health is announced."""
+    return f"health.{node}"

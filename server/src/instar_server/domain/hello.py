@@ -25,6 +25,8 @@ def check(hello: Hello, node: str) -> Hello:
     names.digest(hello.digest)
     if hello.tx or hello.role == "rehearsal":
         names.transaction(hello.tx)
+    if not 0 <= hello.wake_port <= 65535:
+        raise InputError("bad-hello", f"cannot accept the hello: wake_port is {hello.wake_port}")
     for what in ("boot_id", "os", "arch", "python"):
         if len(getattr(hello, what)) > 64 * (4 if what == "os" else 1):
             raise InputError("bad-hello", f"cannot accept the hello: {what} is too long")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from instar_server.domain.names import MODULE_LINE
 from instar_server.domain.wanted import Wish, effective
 
 OPEN_PHASES = frozenset({"offered", "staged", "verified", "rehearsed", "trial", "confirming", "reverting"})
@@ -18,7 +19,8 @@ OPEN_PHASES = frozenset({"offered", "staged", "verified", "rehearsed", "trial", 
 class Observed:
     """A connected node, as last seen. `told` is the highest generation it was nudged about, at `looked_at`.
 
-    `tries` counts the looks about that generation; `tx_phase` is the last phase reported.
+    `tries` counts the looks about that generation; `tx_phase` is the last phase reported. `told_gone` are the
+    lines of modules that it runs and was told are wanted no more.
     """
 
     node: str
@@ -29,13 +31,17 @@ class Observed:
     told: int = 0
     looked_at: float = 0.0
     tries: int = 0
+    told_gone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class LookAt:
+    """`generation` 0: no wish is unmet, but modules run (lines in `gone`) that nobody wants any more."""
+
     node: str
     generation: int
     reason: str
+    gone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +60,19 @@ def decide(wishes: list[Wish], nodes: Iterable[Observed], now: float, rules: Loo
     due = []
     for node in nodes:
         near = by_subject.get(("group", node.group), []) + by_subject.get(("node", node.node), [])
-        unmet = _unmet(effective(near, node.node, node.group, node.floor), node.running)
-        if unmet is None:
-            continue
-        if unmet.generation > node.told or _due_again(node, now, rules):
-            due.append(LookAt(node.node, unmet.generation, f"{unmet.line} {unmet.version} is wanted"))
+        wanted = effective(near, node.node, node.group, node.floor)
+        unmet, gone = _unmet(wanted, node.running), _gone(wanted, node.running)
+        if unmet is not None and (unmet.generation > node.told or _due_again(node, now, rules)):
+            due.append(LookAt(node.node, unmet.generation, f"{unmet.line} {unmet.version} is wanted", gone))
+        elif gone - node.told_gone:
+            reason = f"{min(gone - node.told_gone)} is wanted no more"
+            due.append(LookAt(node.node, 0, reason, gone))
     return due
+
+
+def _gone(wishes: dict[str, Wish], running: dict[str, str]) -> frozenset[str]:
+    """Modules that run without a wish. The other lines stay on what they run when a wish is taken back."""
+    return frozenset(line for line in running if line.startswith(MODULE_LINE) and line not in wishes)
 
 
 def _unmet(wishes: dict[str, Wish], running: dict[str, str]) -> Wish | None:

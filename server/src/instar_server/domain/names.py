@@ -7,11 +7,14 @@ import re
 from instar.core.errors import InputError
 
 LINES = ("agent", "updater")
+MODULE_LINE = "module/"
 PHASES = ("rehearsal", "trial")
 PROGRAM_ROLES = ("agent", "updater", "rehearsal", "cli")
 
 NODE_PATTERN = r"^n-[0-9a-f]{16}$"
 GROUP_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+MODULE_PATTERN = r"^[a-z][a-z0-9]{0,30}(?:[.-][a-z0-9]{1,31}){0,3}$"  # at most 64 characters
+LINE_PATTERN = r"^(?:agent|updater|module/[a-z][a-z0-9]{0,30}(?:[.-][a-z0-9]{1,31}){0,3})$"
 VERSION_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
@@ -45,6 +48,16 @@ def digest(value: str) -> str:
 
 def transaction(value: str) -> str:
     return _matched(_TX, "tx", value)
+
+
+def line(value: str) -> str:
+    """`agent`, `updater` or `module/<name>`."""
+    return _matched(LINE_PATTERN.strip("^$"), "line", value)
+
+
+def module_of(line_: str) -> str | None:
+    """The module that a line is about; None: it is the agent's or the updater's."""
+    return line_.removeprefix(MODULE_LINE) if line_.startswith(MODULE_LINE) else None
 
 
 def target_path(value: str) -> str:

@@ -100,6 +100,25 @@ def agent_trial(stored: Recorded | None, digest: str, live: tuple[str, str] | No
     return stored.verdict
 
 
+def module_trial(name: str, digest: str, live: tuple[Mapping[str, str], Mapping[str, str]] | None) -> Verdict:
+    """`live`: states and module digests of the last health that came on the node's connection that is up now."""
+    if live is None:
+        return Verdict(WAIT, "not-connected", "the node's agent is not connected")
+    states, digests = live
+    got = digests.get(name, "")
+    if got != digest:
+        text = (
+            f"the node runs {name} {got[:12]}…, not the one on trial"
+            if got
+            else f"the node does not run {name} yet"
+        )
+        return Verdict(WAIT, "other-module", text)
+    state = states.get(name, "")
+    if state != "ok":
+        return Verdict(WAIT, "module-not-ok", f"{name} is {state[:32] or 'not there'}, not ok")
+    return Verdict(PASS, "as-expected", f"{name} runs and is well")
+
+
 def updater_trial(rehearsed: Recorded | None, digest: str, asking: tuple[str, str] | None) -> Verdict:
     """`asking` is (role, digest) of the program that asks, from its header."""
     if asking != ("updater", digest):

@@ -10,10 +10,11 @@ from typing import Any
 from aiohttp import web
 
 from instar.wire.messages import MAX_FRAME, Look
-from instar_server.bus.api import AGENTS, FLEET, Bus, Message
+from instar_server.bus.api import AGENTS, FLEET, Bus, Message, health_topic
 from instar_server.gateway.hub import ChannelSettings
 from instar_server.gateway.identity import peer
 from instar_server.gateway.session import Session
+from instar_server.services.delivery import Delivery
 from instar_server.services.presence import Live, Presence
 from instar_server.services.standing import Standing
 from instar_server.services.verdicts import Verdicts
@@ -36,17 +37,18 @@ class Channels:
         settings: ChannelSettings,
         standing: Standing,
         verdicts: Verdicts,
+        delivery: Delivery,
         presence: Presence,
         observations: Observations,
         bus: Bus,
         joined: Callable[[str], None],
         now: Callable[[], float],
     ) -> None:
-        self.settings, self.standing, self.verdicts = settings, standing, verdicts
+        self.settings, self.standing, self.verdicts, self.delivery = settings, standing, verdicts, delivery
         self.observations, self.joined, self.now = observations, joined, now
         self._presence, self._bus = presence, bus
         self._sessions: set[Session] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._stopping = False
         self._subscription = bus.subscribe(AGENTS, self._order)
 
@@ -78,6 +80,9 @@ class Channels:
         body = {"kind": "connected", "node": live.node, "version": live.version, "digest": live.digest}
         self._bus.publish(FLEET, body)
 
+    def healthy(self, live: Live) -> None:
+        self._bus.publish(health_topic(live.node), {"node": live.node})
+
     def leave(self, live: Live) -> None:
         if self._presence.leave(live):
             self.observations.put(SEEN, live.node, live.heard)
@@ -94,6 +99,10 @@ class Channels:
             live = self._presence.get(body["node"])
             if isinstance(live, Session):
                 self._start(self._look(live, str(body["reason"])))
+        elif body["do"] == "send":
+            live = self._presence.get(body["node"])
+            if isinstance(live, Session):
+                self._start(live.send_frame(body["frame"]))
         elif body["do"] == "revoke":
             for session in self._sessions:
                 if session.node == body["node"] and body["serial"] in (None, session.serial):
@@ -102,7 +111,7 @@ class Channels:
     async def _look(self, session: Session, reason: str) -> None:
         await session.send(Look(reason))
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

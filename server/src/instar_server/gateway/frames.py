@@ -12,7 +12,9 @@ import msgspec
 
 from instar.wire.messages import BY_TYPE, MAX_FRAME, Message
 
-FROM_NODE = frozenset({"hello", "result", "health", "ping", "pong", "error"})
+FROM_NODE = frozenset(
+    {"hello", "taken", "output", "result", "command-status", "health", "ping", "pong", "error"}
+)
 
 
 class FrameError(Exception):

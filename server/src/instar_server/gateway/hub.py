@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from instar_server.services.delivery import Delivery
 from instar_server.services.presence import Live
 from instar_server.services.standing import Standing
 from instar_server.services.verdicts import Verdicts
@@ -25,12 +26,16 @@ class Hub(Protocol):
     settings: ChannelSettings
     standing: Standing
     verdicts: Verdicts
+    delivery: Delivery
     observations: Observations
     joined: Callable[[str], None]  # told the node's name once it has been welcomed
     now: Callable[[], float]
 
     async def join(self, live: Live) -> None:
         """Take the node's place; the older channel, if there is one, is told and ended."""
+
+    def healthy(self, live: Live) -> None:
+        """Its health has come."""
 
     def leave(self, live: Live) -> None:
         """The channel has ended. One that had been replaced before changes nothing."""

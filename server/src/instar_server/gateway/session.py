@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
+from typing import Any
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -18,15 +20,18 @@ from instar.wire.messages import (
     HELLO_WITHIN_S,
     PROTOCOL,
     Ack,
+    CommandStatus,
     Error,
     Health,
     Hello,
     Job,
     Message,
+    Output,
     Ping,
     Pong,
     Refused,
     Result,
+    Taken,
     Welcome,
 )  # fmt: skip
 from instar_server import VERSION
@@ -41,12 +46,17 @@ log = logging.getLogger(__name__)
 SEND_WITHIN_S = 10.0  # a node that does not read for so long is cut off
 MAX_HEALTH = 16_384  # bytes
 NO_STAY_AWAY_S = 1.0
+STORING = 32  # results of one node that are stored at a time; with the frame's limit, 8 MiB of them
+FINAL = ("success", "failure", "timeout")
+STATUSES = ("pending", "in-progress", *FINAL)
+NOTHING: dict[str, str] = {}  # the same for all nodes without modules; never written to
 
 
 class Session:
     __slots__ = (
-        "_closing", "_hub", "_request", "_ws", "digest", "heard", "looked_at", "node", "not_after",
-        "role", "serial", "since", "stored_at", "told", "tries", "tx", "version",
+        "_closing", "_hub", "_request", "_storing", "_ws", "address", "digest", "digests", "heard", "looked_at",
+        "modules", "node", "not_after", "role", "serial", "since", "stored_at", "told", "told_gone", "tries", "tx",
+        "version", "wake_port",
     )  # fmt: skip
 
     def __init__(self, hub: Hub, ws: web.WebSocketResponse, request: web.Request, peer: Peer) -> None:
@@ -56,6 +66,11 @@ class Session:
         self.role = self.version = self.digest = self.tx = ""
         self.since = self.heard = self.stored_at = hub.now()
         self.told, self.tries, self.looked_at = 0, 0, 0.0
+        self.told_gone: frozenset[str] = frozenset()
+        self.modules: dict[str, str] = NOTHING
+        self.digests: dict[str, str] = NOTHING
+        self.address, self.wake_port = (request.remote or "")[:64], 0
+        self._storing: set[asyncio.Task[None]] | None = None
 
     # ---- life
 
@@ -73,6 +88,7 @@ class Session:
         if hello is None:
             return
         self.role, self.version, self.digest, self.tx = hello.role, hello.version, hello.digest, hello.tx
+        self.wake_port = hello.wake_port
         if hello.role == "rehearsal":
             await self._rehearse(hello)
         else:
@@ -100,11 +116,14 @@ class Session:
                 hello.os,
                 hello.arch,
                 hello.python,
+                self.address,
+                self.wake_port,
                 self.heard,
             )
             hub.observations.put(AGENT, self.node, *values)
             await self.send(Welcome(PROTOCOL, VERSION, hub.settings.ping_s, hub.settings.health_s))
             hub.joined(self.node)
+            hub.delivery.joined(self.node)
             if hello.tx:
                 await self._health_job(hello)
             while (message := await self._next()) is not None:
@@ -166,8 +185,12 @@ class Session:
         try:
             if isinstance(message, Ping):  # by far the most frequent
                 await self.send(Pong(message.n))
-            elif isinstance(message, Result):
-                await self._result(message)
+            elif isinstance(message, Output):
+                self._hub.delivery.output(self.node, message)
+            elif isinstance(message, Taken):
+                self._hub.delivery.taken(self.node, message.id)
+            elif isinstance(message, (Result, CommandStatus)):
+                await self._store(message)
             elif isinstance(message, Health):
                 await self._health(message)
             elif isinstance(message, Hello):
@@ -177,28 +200,65 @@ class Session:
                     "%s could not use a frame: %s %s", self.node, message.code[:64], message.message[:300]
                 )
         except SQLAlchemyError as error:
-            log.error("cannot store a %s of %s: %s", message.T, self.node, error)
-            await self.send(Error("not-stored", f"cannot store the {message.T}; send it again later"))
+            await self._not_stored(message, error)
+
+    async def _not_stored(self, message: Message, error: SQLAlchemyError) -> None:
+        log.error("cannot store a %s of %s: %s", message.T, self.node, error)
+        await self.send(Error("not-stored", f"cannot store the {message.T}; send it again later"))
 
     async def _answer_ping(self, message: Message) -> None:
         if isinstance(message, Ping):
             await self.send(Pong(message.n))
 
+    async def _store(self, message: Result | CommandStatus) -> None:
+        """Store and acknowledge it, while the next messages are heard: after an absence many results come
+        at once, and go into one transaction. Not more of them at a time than STORING."""
+        storing = self._storing = self._storing if self._storing is not None else set()
+        if len(storing) >= STORING:
+            await asyncio.wait(storing, return_when=asyncio.FIRST_COMPLETED)
+        work = self._result(message) if isinstance(message, Result) else self._status(message)
+        task = asyncio.create_task(self._stored(message, work))
+        storing.add(task)
+        task.add_done_callback(storing.discard)
+
+    async def _stored(self, message: Message, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except SQLAlchemyError as error:
+            await self._not_stored(message, error)
+
     async def _result(self, result: Result) -> None:
         """Acknowledged only when stored. A job that was never sent is named, and settled too:
         no later try could succeed, so the node must not keep it."""
-        if not await self._hub.verdicts.finish(self.node, result):
+        hub = self._hub
+        ours = await hub.delivery.result(self.node, result) or await hub.verdicts.finish(self.node, result)
+        if not ours:
             await self.send(
                 Error("unknown-job", f"cannot use a result: no job {result.id[:40]!r} of this node")
             )
         await self.send(Ack(result.id))
 
+    async def _status(self, status: CommandStatus) -> None:
+        """As `_result`, for a command; one that is not final needs no answer."""
+        if status.status not in STATUSES:
+            text = f"cannot use a command's status: expected one of {', '.join(STATUSES)}"
+            await self.send(Error("bad-status", text))
+            return
+        if not await self._hub.delivery.status(self.node, status):
+            text = f"cannot use a status: no command {status.id[:40]!r} of this node"
+            await self.send(Error("unknown-command", text))
+        if status.status in FINAL:
+            await self.send(Ack(status.id))
+
     async def _health(self, health: Health) -> None:
-        body = msgspec.json.encode({"modules": health.modules, "facts": health.facts})
+        whole = {"modules": health.modules, "facts": health.facts, "digests": health.digests}
+        body = msgspec.json.encode(whole)
         if len(body) > MAX_HEALTH:
             raise_text = f"cannot keep the health: expected at most {MAX_HEALTH} bytes, got {len(body)}"
             await self.send(Error("health-too-large", raise_text))
             return
+        self.modules, self.digests = health.modules or NOTHING, health.digests or NOTHING
+        self._hub.healthy(self)
         values = (int(health.ok), body.decode(), self.heard, self.heard)
         self._hub.observations.put(HEALTH, self.node, *values)
 
@@ -223,10 +283,13 @@ class Session:
         """False: it did not go out. A node that does not read is cut off."""
         if self._ws.closed or self._closing:
             return False
-        return await self._put(message)
+        return await self._put(encode(message))
 
-    async def _put(self, message: Message) -> bool:
-        frame = encode(message)
+    async def send_frame(self, frame: str) -> bool:
+        """The same for a message that is a frame already."""
+        return not (self._ws.closed or self._closing) and await self._put(frame)
+
+    async def _put(self, frame: str) -> bool:
         try:
             if not self._request.protocol.writing_paused:
                 # The usual way, without a timer: it does not wait, and if it ever does, the sweeper ends it.
@@ -245,7 +308,7 @@ class Session:
         if self._closing or self._ws.closed:
             return
         self._closing = True
-        if await self._put(Refused(code, text, retry_after_s)):
+        if await self._put(encode(Refused(code, text, retry_after_s))):
             await self._ws.close(code=1000, message=code.encode())
 
     def abort(self) -> None:

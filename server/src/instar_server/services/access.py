@@ -9,10 +9,15 @@ from instar_server.storage.database import Database
 from instar_server.storage.rows import ApiTokenRow
 from instar_server.storage.tokens import ApiTokens
 
+LATELY_S = 2.0
+MOST_LATELY = 1000
+
 
 class Access:
     def __init__(self, database: Database, now: Now, chance: Chance) -> None:
         self._database, self._now, self._chance = database, now, chance
+        self._lately: dict[str, tuple[float, ApiTokenRow]] = {}
+        self._removals = 0
 
     async def check(self, secret: str | None, needed: str) -> ApiTokenRow:
         """The caller behind a bearer token. Raises Unauthenticated, Forbidden `role-too-low`."""
@@ -22,12 +27,25 @@ class Access:
             )
         row = None
         if len(secret) <= MAX_TOKEN:
-            async with self._database.read() as connection:
-                row = await ApiTokens(connection).find(secret_hash(secret))
+            row = await self._find(secret_hash(secret))
         if row is None:
             raise Unauthenticated("bad-token", "cannot serve: the API token is not known here")
         if not allows(row.role, needed):
             raise Forbidden("role-too-low", f"cannot do this as {row.role}: expected {needed}")
+        return row
+
+    async def _find(self, hash_: str) -> ApiTokenRow | None:
+        """The token, as it was at most LATELY_S ago; one that is removed here is gone at once."""
+        now = self._now()
+        at, known = self._lately.get(hash_, (0.0, None))
+        if known is not None and 0 <= now - at < LATELY_S:
+            return known
+        removals = self._removals
+        row = await self._database.read_at_once(lambda c: ApiTokens(c).find(hash_))
+        if row is not None and removals == self._removals:
+            if len(self._lately) >= MOST_LATELY:
+                self._lately.clear()
+            self._lately[hash_] = (now, row)
         return row
 
     async def make(self, role: str, label: str) -> tuple[ApiTokenRow, str]:
@@ -56,3 +74,5 @@ class Access:
             if row.role == "admin" and await tokens.count("admin") == 1:
                 raise Conflict("last-admin", f"cannot delete API token {id_}: it is the last admin's")
             await tokens.remove(id_)
+        self._removals += 1
+        self._lately.clear()

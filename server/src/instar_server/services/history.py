@@ -10,7 +10,7 @@ import msgspec
 
 from instar.core.errors import InputError
 from instar_server.bus.api import FLEET, Bus
-from instar_server.domain import history
+from instar_server.domain import history, names
 from instar_server.domain.errors import NotFound
 from instar_server.services.ports import Now
 from instar_server.storage.database import Database
@@ -22,6 +22,7 @@ PAGE = 1000
 _ID = re.compile(r"([0-9A-Za-z][0-9A-Za-z._-]{0,99}):([0-9]{1,9})")
 
 Word = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+LINE = r"^[a-z][a-z0-9-]{0,31}$|" + names.LINE_PATTERN
 Text64 = Annotated[str, msgspec.Meta(max_length=64)]
 Tx = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
 
@@ -36,7 +37,7 @@ class NodeEvent(msgspec.Struct, frozen=True):
 
     id: Annotated[str, msgspec.Meta(max_length=120)]
     tx: Tx
-    line: Word
+    line: Annotated[str, msgspec.Meta(pattern=LINE, max_length=80)]
     phase: Word
     version: Text64
     digest: Annotated[str, msgspec.Meta(max_length=96)]
@@ -78,6 +79,15 @@ def server_entry(
         "id": id_, "tx": "", "line": line, "phase": phase, "version": version, "digest": digest,
         "from_version": "", "reason_code": code, "reason_text": text, "wall": now, "boot_id": "",
     }  # fmt: skip
+
+
+def restart_ended(
+    id_: str, type_: str, by: str, ok: bool, code: str, text: str, now: float
+) -> dict[str, Any]:
+    """An entry about what came of a restart."""
+    told = f"{type_[:32]} asked by {by[:64]}: {text or code or 'done'}"[:2000]
+    phase = "restarted" if ok else "restart-failed"
+    return server_entry(f"restart-ended:{id_}", phase, now, "" if ok else code[:64] or "failed", told)
 
 
 class History:

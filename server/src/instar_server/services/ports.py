@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from instar.core.errors import InstarError
+from instar.core.releases import version_key
 from instar_server.trust.records import TargetRecord
 from instar_server.trust.repository import Repository
 
@@ -47,6 +49,54 @@ class Releases:
     def by_program(self, version: str, digest: str) -> NodeRelease | None:
         """The release with that version and program digest, as signed."""
         return next((r for r in self.all() if r.version == version and r.digest == digest), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRelease:
+    """A published version of a module. `runs`: python, native or wasm; `mode`: oneshot or service."""
+
+    name: str
+    version: str
+    target: str  # TUF target path
+    digest: str  # module digest, SHA-384
+    runs: str
+    mode: str
+    length: int
+    sha256: str
+    custom: dict[str, Any]
+
+
+class Modules:
+    """The published modules, read from the signed targets metadata."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def all(self) -> list[ModuleRelease]:
+        """By name, newest version first."""
+        found = (_module_release(record) for record in self._repository.targets())
+        modules = [module for module in found if module is not None]
+        modules.sort(key=lambda module: version_key(module.version), reverse=True)
+        modules.sort(key=lambda module: module.name)
+        return modules
+
+    def find(self, name: str, version: str = "") -> ModuleRelease | None:
+        """That version, or the newest one."""
+        mine = (each for each in self.all() if each.name == name and version in ("", each.version))
+        return next(mine, None)
+
+
+def _module_release(record: TargetRecord) -> ModuleRelease | None:
+    custom = record.custom
+    words = [custom.get(name) for name in ("name", "version", "digest", "runs", "mode")]
+    if custom.get("kind") != "module" or not all(isinstance(word, str) for word in words):
+        return None
+    name, version, digest, runs, mode = map(str, words)
+    try:
+        version_key(version)
+    except InstarError:
+        return None
+    return ModuleRelease(name, version, record.path, digest, runs, mode, record.length, record.sha256, custom)
 
 
 def _node_release(record: TargetRecord) -> NodeRelease | None:

@@ -7,7 +7,10 @@ from typing import Protocol
 
 
 class Live(Protocol):
-    """A live channel, as the rest of the server sees it. `told`, `looked_at`, `tries`: the looks it was sent."""
+    """A live channel, as the rest of the server sees it. `told`, `looked_at`, `tries`: the looks it was sent;
+    `told_gone`: the modules that it was told are wanted no more. `modules` and `digests` are those of its last health.
+    `address` is where it came from, `wake_port` the TCP port that wakes it (0: none).
+    """
 
     node: str
     version: str
@@ -18,6 +21,11 @@ class Live(Protocol):
     told: int
     looked_at: float
     tries: int
+    told_gone: frozenset[str]
+    modules: dict[str, str]
+    digests: dict[str, str]
+    address: str
+    wake_port: int
 
 
 class Presence:

@@ -12,11 +12,13 @@ from instar.core.errors import InstarError
 from instar_server.bus.api import AGENTS, WISHES, Bus
 from instar_server.domain import looks
 from instar_server.domain.looks import LookRules, Observed
+from instar_server.domain.names import MODULE_LINE
 from instar_server.services.ports import Now
 from instar_server.services.presence import Live, Presence
 from instar_server.storage import work
 from instar_server.storage.database import Database
 from instar_server.storage.nodes import Nodes
+from instar_server.storage.orders import Orders
 from instar_server.storage.rows import NodeRow
 
 log = logging.getLogger(__name__)
@@ -90,7 +92,9 @@ class Scheduler:
         async with self._database.read() as connection:
             wishes = await work.Wishes(connection).all()
         sent = 0
-        for start in range(0, len(lives) if wishes else 0, PART):
+        if not wishes:  # then only nodes that run a module, and do not know yet, can need one
+            lives = [live for live in lives if _lines(live) - live.told_gone]
+        for start in range(0, len(lives), PART):
             part = {live.node: live for live in lives[start : start + PART]}
             async with self._database.read() as connection:
                 rows = await Nodes(connection).page(None, "", PART, sorted(part))
@@ -98,8 +102,10 @@ class Scheduler:
             now = self._now()
             for look in looks.decide(wishes, observed, now, self._rules):
                 live = part[look.node]
-                live.tries = live.tries + 1 if look.generation == live.told else 1
-                live.told, live.looked_at = look.generation, now
+                live.told_gone = look.gone
+                if look.generation:
+                    live.tries = live.tries + 1 if look.generation == live.told else 1
+                    live.told, live.looked_at = look.generation, now
                 self._bus.publish(AGENTS, {"do": "look", "node": look.node, "reason": look.reason})
                 sent += 1
         return sent
@@ -107,9 +113,12 @@ class Scheduler:
     def _observe(self, row: NodeRow, live: Live) -> Observed:
         updater = self._presence.updater(row.id) or row.columns["updater_digest"]
         running = {"agent": live.digest} | ({"updater": updater} if updater else {})
+        running |= {
+            f"{MODULE_LINE}{name}": digest for name, digest in live.digests.items()
+        }  # its last health's
         return Observed(
             row.id, row.group, running, row.generation_floor, row.columns["tx_phase"],
-            live.told, live.looked_at, live.tries,
+            live.told, live.looked_at, live.tries, live.told_gone,
         )  # fmt: skip
 
     async def lapse(self) -> None:
@@ -118,6 +127,7 @@ class Scheduler:
         async with self._database.write() as connection:
             text = f"nothing was heard of it for {LAPSE_AFTER_S:g} s"
             await Nodes(connection).lapse(sorted(looks.OPEN_PHASES), now - LAPSE_AFTER_S, "no-report", text)
+            await Orders(connection).forget(now - KEEP_S)
             await work.Jobs(connection).forget(now - KEEP_S)
             await work.Verdicts(connection).forget(now - KEEP_S)
 
@@ -128,3 +138,7 @@ class Scheduler:
             except (InstarError, OSError, SQLAlchemyError) as error:
                 log.error("cannot do %s: %s", getattr(chore, "__name__", chore), error)
             await asyncio.sleep(every_s)
+
+
+def _lines(live: Live) -> set[str]:
+    return {f"{MODULE_LINE}{name}" for name in live.digests}

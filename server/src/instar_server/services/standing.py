@@ -15,6 +15,7 @@ from instar_server.services.ports import Now
 from instar_server.storage.database import Database
 from instar_server.storage.events import Events
 from instar_server.storage.nodes import Certificates, Nodes
+from instar_server.storage.orders import Orders
 from instar_server.storage.rows import CertificateRow
 
 MOST_KNOWN = 200_000  # certificates kept in memory
@@ -90,6 +91,7 @@ class Standing:
             if row.revoked_at is not None:
                 raise Conflict("already-revoked", f"cannot revoke {node}: it is revoked already")
             await Nodes(connection).set(node, revoked_at=now, revoked_why=why)
+            await Orders(connection).make_due(node, now)  # they end as lost
             entry = server_entry(
                 f"revoked:{row.chain_n + 1}", "revoked", now, "revoked", f"revoked by {by}: {why}"
             )

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from instar.wire.messages import Job, Result
-from instar_server.bus.api import FLEET, Bus, verdict_topic
+from instar_server.bus.api import FLEET, Bus, health_topic, verdict_topic
 from instar_server.domain import names, verdicts
 from instar_server.domain.errors import TooMany
 from instar_server.domain.verdicts import Recorded, Verdict
@@ -103,15 +103,17 @@ class Verdicts:
 
         `asking`: role and digest of the program that asks. Raises InputError, TooMany.
         """
-        names.one_of("line", line, names.LINES)
-        names.one_of("phase", phase, names.PHASES)
+        module = names.module_of(names.line(line))
+        # A module is rehearsed by the node alone; the server is asked when it is on trial.
+        names.one_of("phase", phase, names.PHASES if module is None else ("trial",))
         names.transaction(tx), names.digest(digest)
         if self._waiting[node] >= MAX_WAITERS:
             raise TooMany(
                 "too-many-questions", f"cannot hold open more than {MAX_WAITERS} questions of {node}"
             )
         bell = asyncio.Event()
-        subscription = self._bus.subscribe(verdict_topic(node, tx), lambda _message: bell.set())
+        topic = verdict_topic(node, tx) if module is None else health_topic(node)
+        subscription = self._bus.subscribe(topic, lambda _message: bell.set())
         self._waiting[node] += 1
         self._bells.add(bell)
         try:
@@ -151,6 +153,10 @@ class Verdicts:
     async def _now_verdict(
         self, node: str, line: str, phase: str, tx: str, digest: str, asking: tuple[str, str] | None
     ) -> Verdict:
+        live = self._presence.get(node)
+        module = names.module_of(line)
+        if module is not None:
+            return verdicts.module_trial(module, digest, (live.modules, live.digests) if live else None)
         watched = "rehearsal" if phase == "rehearsal" or line == "updater" else "trial"
         async with self._database.read() as connection:
             stored = await work.Verdicts(connection).get(node, tx, watched)
@@ -158,7 +164,6 @@ class Verdicts:
             return verdicts.rehearsal(stored, digest)
         if line == "updater":
             return verdicts.updater_trial(stored, digest, asking)
-        live = self._presence.get(node)
         return verdicts.agent_trial(stored, digest, (live.digest, live.tx) if live else None, tx)
 
     def close(self) -> None:

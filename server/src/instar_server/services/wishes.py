@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from instar.core.errors import InputError
 from instar_server.bus.api import FLEET, WISHES, Bus
+from instar_server.domain import names
 from instar_server.domain.errors import NotFound
 from instar_server.domain.wanted import GROUP, NODE, Wish, effective
 from instar_server.services.history import History, server_entry
-from instar_server.services.ports import Now, Releases
+from instar_server.services.ports import Modules, Now, Releases
 from instar_server.storage import work
 from instar_server.storage.connection import Connection
 from instar_server.storage.database import Database
@@ -16,30 +17,27 @@ from instar_server.storage.nodes import Groups, Nodes
 
 
 class Wishes:
-    def __init__(self, database: Database, bus: Bus, releases: Releases, now: Now) -> None:
-        self._database, self._bus, self._releases, self._now = database, bus, releases, now
+    def __init__(self, database: Database, bus: Bus, releases: Releases, modules: Modules, now: Now) -> None:
+        self._database, self._bus, self._now = database, bus, now
+        self._releases, self._modules = releases, modules
 
     async def put(self, scope: str, subject: str, lines: list[str], version: str, by: str) -> list[Wish]:
-        """Want a published release for lines of a group or node. Asking for the same again is a new wish:
-        it has a new generation, so a node that gave up on the release tries it again.
+        """Want a published release for lines of a group or node: the node program for `agent` and `updater`,
+        the module for `module/<name>`. Asking for the same again is a new wish: it has a new generation, so a
+        node that gave up on the release tries it again.
 
-        Raises InputError `unknown-release`, NotFound `unknown-node`, `unknown-group`.
+        Raises InputError `unknown-release`, `unknown-module`, `not-a-service`, NotFound `unknown-node`,
+        `unknown-group`.
         """
-        release = self._releases.by_version(version)
-        if release is None:
-            raise InputError(
-                "unknown-release", f"cannot want {version[:64]}: it is not a published node release"
-            )
+        released = {line: self._resolve(names.line(line), version) for line in dict.fromkeys(lines)}
         now = self._now()
         async with self._database.write() as connection:
             await self._check_subject(connection, scope, subject)
             wishes = work.Wishes(connection)
             made = []
-            for line in dict.fromkeys(lines):
+            for line, (target, digest) in released.items():
                 generation = await wishes.next_generation()
-                wish = Wish(
-                    scope, subject, line, version, release.target, release.digest, generation, now, by
-                )
+                wish = Wish(scope, subject, line, version, target, digest, generation, now, by)
                 await wishes.put(wish)
                 made.append(wish)
             if scope == NODE:
@@ -47,6 +45,24 @@ class Wishes:
                 await Events(connection).append(subject, History.SERVER, entries, now)
         self._tell(scope, subject, version)
         return made
+
+    def _resolve(self, line: str, version: str) -> tuple[str, str]:
+        """Target path and digest of what is wanted."""
+        name = names.module_of(line)
+        if name is None:
+            release = self._releases.by_version(version)
+            if release is None:
+                text = f"cannot want {version[:64]}: it is not a published node release"
+                raise InputError("unknown-release", text)
+            return release.target, release.digest
+        module = self._modules.find(name, version)
+        if module is None:
+            text = f"cannot want {name} {version[:64]}: it is not a published module"
+            raise InputError("unknown-module", text)
+        if module.mode != "service":
+            text = f"cannot want {name}: it is run by jobs, only service modules stay on a node"
+            raise InputError("not-a-service", text)
+        return module.target, module.digest
 
     async def remove(self, scope: str, subject: str, lines: list[str]) -> None:
         """Take wishes back; nodes stay on what they run. Raises NotFound `no-wish` when there was none."""
@@ -59,7 +75,11 @@ class Wishes:
                 )
             if scope == NODE:
                 # What the node is told next comes from its group, and must not have an older generation.
-                await Nodes(connection).set(subject, generation_floor=await wishes.next_generation())
+                floor = await wishes.next_generation()
+                await Nodes(connection).set(subject, generation_floor=floor)
+                text = f"{', '.join(dict.fromkeys(lines))} no longer wanted for this node"
+                entry = server_entry(f"unwanted:{floor}", "unwanted", self._now(), "unwanted", text)
+                await Events(connection).append(subject, History.SERVER, [entry], self._now())
         self._tell(scope, subject, "")
 
     async def all(self) -> list[Wish]:

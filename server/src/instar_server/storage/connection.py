@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -21,6 +21,9 @@ from sqlalchemy.sql import Executable
 T = TypeVar("T")
 Rows = Result[*tuple[Any, ...]]
 Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+
+
+Work = Callable[["Connection"], Coroutine[Any, Any, T]]
 
 
 class Slot:
@@ -47,6 +50,10 @@ class Slot:
     async def end(self, keep: bool) -> None:
         """Commit, or roll back. A commit that fails is rolled back, and raises."""
         await self._do(lambda: self._end(keep))
+
+    async def at_once(self, work: Work[T], keep: bool) -> T:
+        """A whole transaction in one turn of the thread: see `Database.write_at_once`."""
+        return await self._do(lambda: self._at_once(work, keep))
 
     async def close(self) -> None:
         await self._do(self._drop)
@@ -75,6 +82,16 @@ class Slot:
         result: CursorResult[*tuple[Any, ...]] = self._in_use().execute(statement, values)
         # All rows are read here, in the thread: the loop must not wait for the disk.
         return result.freeze()() if result.returns_rows else result
+
+    def _at_once(self, work: Work[T], keep: bool) -> T:
+        self._begin()
+        try:
+            done = _without_waiting(work(_Inside(self)))
+        except BaseException:
+            self._end(False)
+            raise
+        self._end(keep)
+        return done
 
     def _end(self, keep: bool) -> None:
         if self._connection is None:  # it could not begin
@@ -108,3 +125,24 @@ class Connection:
     async def change(self, statement: Executable, values: Values = None) -> int:
         """How many rows an insert, update or delete has touched. Raises SQLAlchemyError."""
         return await self._slot.change(statement, values)
+
+
+class _Inside(Connection):
+    """For work that runs in the connection's own thread: it never waits."""
+
+    async def execute(self, statement: Executable, values: Values = None) -> Rows:
+        return self._slot._execute(statement, values)
+
+    async def change(self, statement: Executable, values: Values = None) -> int:
+        return self._slot._in_use().execute(statement, values).rowcount
+
+
+def _without_waiting(work: Coroutine[Any, Any, T]) -> T:
+    """Run what awaits nothing but such a connection to its end."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        done: T = end.value
+        return done
+    work.close()
+    raise RuntimeError("cannot wait for anything but the connection inside a transaction at once")

@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, NullPool, create_engine, event
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from instar_server.storage.connection import Connection, Slot
+from instar_server.storage.connection import Connection, Slot, Work
 
+T = TypeVar("T")
 TURN_WITHIN_S = 30.0  # for a connection to become free
 PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -47,6 +48,15 @@ class Database:
         async with _transaction(self._writers, True) as connection:
             yield connection
 
+    async def read_at_once(self, work: Work[T]) -> T:
+        """As `read`, with `work` run in the connection's thread: one turn of it in all, where `read` costs
+        one for every statement (0.1 ms each). `work` may await the connection's calls and nothing else."""
+        return await _at_once(self._readers, work, False)
+
+    async def write_at_once(self, work: Work[T]) -> T:
+        """As `write`; see `read_at_once`. Committed, and on the disk, when it returns."""
+        return await _at_once(self._writers, work, True)
+
     async def close(self) -> None:
         """Wait for those in use, as long as a turn may take. Nothing can be asked afterwards."""
         for slots, count in ((self._readers, self._readers.maxsize), (self._writers, 1)):
@@ -72,6 +82,14 @@ async def _turn(slots: _Slots) -> Slot:
             return await slots.get()
     except TimeoutError:
         raise PoolTimeout(f"no connection became free within {TURN_WITHIN_S:g} s") from None
+
+
+async def _at_once(slots: _Slots, work: Work[T], keep: bool) -> T:
+    slot = await _turn(slots)
+    try:
+        return await slot.at_once(work, keep)
+    finally:
+        slots.put_nowait(slot)
 
 
 @asynccontextmanager

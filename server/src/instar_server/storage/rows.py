@@ -67,3 +67,37 @@ class NodeRow:
     chain_n: int
     chain_hash: str
     columns: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRow:
+    """An order. `args` and `selector` are JSON texts; `nodes` is how many rows it was made with."""
+
+    id: str
+    kind: str  # job | command
+    name: str  # the module, or the command's type
+    version: str
+    digest: str
+    target: str
+    args: str
+    selector: str
+    nodes: int
+    deadline_s: float
+    lapse_at: float
+    made: float
+    made_by: str
+    cancelled_at: float | None = None
+    cancelled_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A node's last word about a row. `result` is JSON as the node sent it, `output` the row's tail."""
+
+    id: str
+    node: str
+    ok: bool
+    code: str
+    text: str
+    result: str
+    output: str

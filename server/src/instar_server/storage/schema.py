@@ -61,10 +61,12 @@ nodes = Table(
     Column("health_ok", Integer),
     Column("health", Text, nullable=False, server_default="{}"),
     Column("health_at", Float),
+    Column("address", String(64), nullable=False, server_default=""),  # where its channel came from
+    Column("wake_port", Integer, nullable=False, server_default="0"),  # TCP; 0: it has none
     # The last transaction that it told of.
     Column("tx", String(100), nullable=False, server_default=""),
     Column("tx_n", Integer, nullable=False, server_default="0"),
-    Column("tx_line", String(16), nullable=False, server_default=""),
+    Column("tx_line", String(80), nullable=False, server_default=""),
     Column("tx_phase", String(32), nullable=False, server_default=""),
     Column("tx_version", String(64), nullable=False, server_default=""),
     Column("tx_reason_code", String(64), nullable=False, server_default=""),
@@ -119,7 +121,7 @@ wishes = Table(
     metadata,
     Column("scope", String(8), primary_key=True),
     Column("subject", String(63), primary_key=True),
-    Column("line", String(16), primary_key=True),
+    Column("line", String(80), primary_key=True),  # agent | updater | module/<name>
     Column("version", String(64), nullable=False),
     Column("target", Text, nullable=False),
     Column("digest", String(96), nullable=False),
@@ -163,6 +165,48 @@ jobs = Table(
     Column("result", Text),
 )
 
+orders = Table(
+    "orders",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("kind", String(8), nullable=False),  # job | command
+    Column("name", String(64), nullable=False),  # the module, or the command's type
+    Column("version", String(64), nullable=False),
+    Column("digest", String(96), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("args", Text, nullable=False),  # JSON
+    Column("selector", Text, nullable=False),  # JSON
+    Column("nodes", Integer, nullable=False),  # how many rows it was made with
+    Column("deadline_s", Float, nullable=False),
+    Column("lapse_at", Float, nullable=False),
+    Column("made", Float, nullable=False, index=True),
+    Column("made_by", String(16), nullable=False),
+    Column("cancelled_at", Float),
+    Column("cancelled_by", String(16), nullable=False, server_default=""),
+)
+
+order_jobs = Table(
+    "order_jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("order_id", ForeignKey("orders.id"), nullable=False),
+    Column("node", ForeignKey("nodes.id"), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("sends", Integer, nullable=False, server_default="0"),
+    Column("sent_at", Float),
+    Column("taken_at", Float),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("due_at", Float, index=True),  # when to decide about it; null: it has ended
+    Column("ok", Integer),  # the node's own last word; null while there is none
+    Column("code", String(64), nullable=False, server_default=""),
+    Column("text", Text, nullable=False, server_default=""),
+    Column("result", Text),  # JSON, as the node sent it
+    Column("output", Text, nullable=False, server_default=""),  # its tail
+    UniqueConstraint("order_id", "node"),
+    Index("ix_order_jobs_node_state", "node", "state"),
+)
+
 events = Table(
     "events",
     metadata,
@@ -172,7 +216,7 @@ events = Table(
     Column("source", String(8), nullable=False),  # node | server
     Column("id", String(120), nullable=False),
     Column("tx", String(100), nullable=False),
-    Column("line", String(16), nullable=False),
+    Column("line", String(80), nullable=False),
     Column("phase", String(32), nullable=False),
     Column("version", String(64), nullable=False),
     Column("digest", String(96), nullable=False),

@@ -1,6 +1,10 @@
-"""A release archive from a built `instar.pyz`: the same program gives the same bytes (with the same zlib).
+"""Archives that can be signed: a release of the node program, or of a module.
 
-release.tar.gz = manifest.json, then instar.pyz (mode 0755)
+    node    manifest.json, then instar.pyz (mode 0755)
+    module  manifest.json, then the files that it lists, in the order of their paths
+
+The same input gives the same bytes (with the same zlib). `release_of` tells the two apart by the manifest.
+What a module's manifest is made from is in `instar_server.trust.module_source`.
 """
 
 from __future__ import annotations
@@ -8,12 +12,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import tarfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from instar.core.errors import InputError
+from instar.core.errors import InputError, TrustError
+from instar.trust.archive import ArchiveRules, Listing
 from instar.trust.manifest import NAME, FileEntry, Manifest
+from instar.trust.module import KIND, ModuleManifest, module_digest
 from instar.trust.program import program_digest, split_program
 
 PROGRAM = "instar.pyz"
@@ -30,48 +39,100 @@ class Release:
     sha256: str
     custom: dict[str, Any]
 
+    @property
+    def digest(self) -> str:
+        """What nodes know it by: the program digest, or the module digest."""
+        return str(self.custom["program_digest" if self.custom["kind"] == "node" else "digest"])
+
 
 def pack_release(program: bytes, version: str) -> Release:
     """Pack `program`, without any embedded configuration. Raises InputError `bad-program`, `bad-manifest`."""
     bare, _ = split_program(program)
-    digest = program_digest(bare)
     entry = FileEntry(PROGRAM, len(bare), hashlib.sha256(bare).hexdigest(), "0755")
-    manifest = Manifest("instar", version, digest, (entry,)).encode()
-    Manifest.decode(manifest)  # what nodes would refuse is not packed
-    archive = _compressed([(NAME, manifest, 0o644), (PROGRAM, bare, 0o755)])
-    custom = {"kind": "node", "version": version, "program_digest": digest, "python": PYTHON}
-    return Release(f"node/instar-{version}.tar.gz", archive, hashlib.sha256(archive).hexdigest(), custom)
+    manifest = Manifest("instar", version, program_digest(bare), (entry,))
+    Manifest.decode(manifest.encode())  # what nodes would refuse is not packed
+    return _node(manifest, compressed(manifest.encode(), manifest, {PROGRAM: bare}))
+
+
+def pack_files(manifest: ModuleManifest, files: Mapping[str, bytes]) -> Release:
+    """Pack a module: its manifest, and its files by path. Raises InputError, TrustError as nodes would."""
+    data = manifest.encode()
+    read = ModuleManifest.decode(data)
+    ArchiveRules().manifest_read(read)
+    return _module(read, data, compressed(data, read, files))
 
 
 def release_of(archive: bytes) -> Release:
-    """The release in an archive that `pack_release` made, checked. Raises InputError `bad-release`."""
+    """The release in an archive that one of these made, checked. Raises InputError `bad-release`."""
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-            files = {member.name: tar.extractfile(member) for member in tar.getmembers() if member.isfile()}
-            contents = {name: file.read() for name, file in files.items() if file}
-    except (tarfile.TarError, OSError, EOFError) as error:
+            return _read(tar, archive)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, TrustError) as error:
         raise InputError("bad-release", f"cannot read the release archive: {error}") from error
-    if set(contents) != {NAME, PROGRAM}:
-        got = ", ".join(sorted(contents))
+
+
+def _read(tar: tarfile.TarFile, archive: bytes) -> Release:
+    """Read it as a node does, so that nothing is published that a node would refuse."""
+    rules = ArchiveRules()
+    data, manifest, contents = b"", None, {}
+    for member in tar:
+        entry = rules.admit(member)
+        file = tar.extractfile(member)
+        body = file.read(member.size) if file else b""
+        if entry is None:
+            data, manifest = body, _manifest(body)
+            rules.manifest_read(manifest)
+        else:
+            entry.check(len(body), hashlib.sha256(body).hexdigest())
+            contents[entry.path] = body
+    rules.finish()
+    if isinstance(manifest, ModuleManifest):
+        return _module(manifest, data, archive)
+    assert isinstance(manifest, Manifest)
+    if set(contents) != {PROGRAM}:
+        got = ", ".join(sorted({NAME, *contents}))
         raise InputError("bad-release", f"cannot use the release: expected {NAME} and {PROGRAM}, got {got}")
-    manifest = Manifest.decode(contents[NAME])
-    entry = manifest.file(PROGRAM)
-    program = contents[PROGRAM]
-    digest = program_digest(program)
-    sha256 = hashlib.sha256(program).hexdigest()
-    if entry is None or entry.sha256 != sha256 or digest != manifest.program_digest:
+    if program_digest(contents[PROGRAM]) != manifest.program_digest:
         raise InputError("bad-release", f"cannot use the release: {PROGRAM} is not what its manifest lists")
-    custom = {"kind": "node", "version": manifest.version, "program_digest": digest, "python": PYTHON}
-    path = f"node/instar-{manifest.version}.tar.gz"
-    return Release(path, archive, hashlib.sha256(archive).hexdigest(), custom)
+    return _node(manifest, archive)
 
 
-def _compressed(files: list[tuple[str, bytes, int]]) -> bytes:
+def _manifest(data: bytes) -> Manifest | ModuleManifest:
+    try:
+        kind = json.loads(data).get("kind")
+    except (ValueError, AttributeError, RecursionError):
+        kind = None  # the readers say what is wrong
+    return ModuleManifest.decode(data) if kind == KIND else Manifest.decode(data)
+
+
+def _node(manifest: Manifest, archive: bytes) -> Release:
+    version = manifest.version
+    custom = {
+        "kind": "node", "version": version, "program_digest": manifest.program_digest, "python": PYTHON,
+    }  # fmt: skip
+    return Release(f"node/instar-{version}.tar.gz", archive, hashlib.sha256(archive).hexdigest(), custom)
+
+
+def _module(manifest: ModuleManifest, data: bytes, archive: bytes) -> Release:
+    name, version = manifest.name, manifest.version
+    custom = {
+        "kind": KIND, "name": name, "version": version, "digest": module_digest(data), "runs": manifest.runs,
+        "mode": manifest.mode,
+    }  # fmt: skip
+    return Release(f"module/{name}-{version}.tar.gz", archive, hashlib.sha256(archive).hexdigest(), custom)
+
+
+def compressed(manifest: bytes, listing: Listing, contents: Mapping[str, bytes]) -> bytes:
     """tar.gz with nothing in it that depends on when, where or by whom it was made."""
     tar_bytes = io.BytesIO()
+    entries = sorted(listing.files, key=lambda entry: entry.path)
+    files = [(NAME, manifest, 0o644), *((e.path, contents[e.path], e.mode_bits) for e in entries)]
     with tarfile.open(fileobj=tar_bytes, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data, mode in files:
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(data), mode
-            tar.addfile(member, io.BytesIO(data))
+            try:
+                tar.addfile(member, io.BytesIO(data))
+            except ValueError as error:  # the one header that is used has room for so much
+                raise InputError("bad-path", f"cannot pack {name!r:.300}: {error}") from error
     return gzip.compress(tar_bytes.getvalue(), GZIP_LEVEL, mtime=0)

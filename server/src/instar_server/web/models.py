@@ -19,7 +19,7 @@ Label = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\
 Whole = BeforeValidator(
     lambda value: int(value) if isinstance(value, float) and value.is_integer() else value
 )
-Line = Literal["agent", "updater"]
+Line = Annotated[str, StringConstraints(pattern=names.LINE_PATTERN, max_length=71)]
 Scope = Literal["group", "node"]
 
 
@@ -85,7 +85,18 @@ class Certificate(BaseModel):
     revoked_at: float | None
 
 
+class ModuleState(BaseModel):
+    state: str
+    digest: str
+
+
 class NodeDetail(Node):
+    """`address` is where its last channel came from, `wake_port` the TCP port that wakes it (0: none).
+    `modules` are its services, with their states and module digests, as its last health told."""
+
+    address: str
+    wake_port: int
+    modules: dict[str, ModuleState]
     facts: dict[str, Any]
     wanted: dict[str, Wanted]
     certificates: list[Certificate]
@@ -202,11 +213,12 @@ class ApiTokens(BaseModel):
 
 
 class WishBody(Body):
-    """`subject` is the name of the group or the id of the node."""
+    """`subject` is the name of the group or the id of the node. A line is `agent`, `updater` or
+    `module/<name>`; `version` is the node program's, or the module's."""
 
     scope: Scope
     subject: Annotated[str, StringConstraints(pattern=names.GROUP_PATTERN)]
-    lines: Annotated[list[Line], Field(min_length=1, max_length=2)]
+    lines: Annotated[list[Line], Field(min_length=1, max_length=32)]
     version: Version
 
 
@@ -237,6 +249,24 @@ class Release(BaseModel):
 
 class Releases(BaseModel):
     releases: list[Release]
+
+
+class Module(BaseModel):
+    """`runs`: python, native or wasm; `mode`: oneshot or service."""
+
+    name: str
+    version: str
+    target: str
+    digest: str
+    runs: str
+    mode: str
+    length: int
+    sha256: str
+    custom: dict[str, Any]
+
+
+class Modules(BaseModel):
+    modules: list[Module]
 
 
 class Blob(BaseModel):
@@ -277,3 +307,8 @@ class Ready(Health):
 
 class Deleted(BaseModel):
     deleted: bool = True
+
+
+class Poked(BaseModel):
+    address: str
+    port: int

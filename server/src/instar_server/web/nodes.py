@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 
 from instar_server.services.fleet import NodeView
+from instar_server.services.poke import poke
 from instar_server.web import models as m
 from instar_server.web.callers import Operator, Services, Viewer, errors
 
@@ -45,6 +46,14 @@ def _fields(view: NodeView) -> dict[str, Any]:
     }
 
 
+def _modules(view: NodeView) -> dict[str, m.ModuleState]:
+    states, digests = view.health.get("modules", {}), view.health.get("digests", {})
+    return {
+        name: m.ModuleState(state=states.get(name, ""), digest=digests.get(name, ""))
+        for name in sorted({*states, *digests})
+    }
+
+
 @router.get("/nodes", responses=errors(401, 422))
 async def list_nodes(
     services: Services,
@@ -79,6 +88,9 @@ async def show_node(services: Services, caller: Viewer, node: NodePath) -> m.Nod
         wanted=wanted,
         certificates=certificates,
         revoked_why=view.row.revoked_why,
+        address=view.columns["address"],
+        wake_port=view.columns["wake_port"],
+        modules=_modules(view),
     )
 
 
@@ -98,6 +110,15 @@ async def move_node(services: Services, caller: Operator, node: NodePath, body: 
     """Put a node into another group."""
     await services.wishes.move(node, body.group)
     return m.Node(**_fields(await services.fleet.node(node)))
+
+
+@router.post("/nodes/{node}/poke", responses=errors(400, 401, 403, 404, 409, 422, 503))
+async def poke_node(services: Services, caller: Operator, node: NodePath) -> m.Poked:
+    """Connect to the node's wake-up port from here, so that it phones home now."""
+    view = await services.fleet.node(node)
+    address, port = view.columns["address"], view.columns["wake_port"]
+    await poke(node, address, port)
+    return m.Poked(address=address, port=port)
 
 
 @router.post("/nodes/{node}/revoke", responses=errors(400, 401, 403, 404, 409, 422))

@@ -31,6 +31,12 @@ async def list_releases(services: Services, caller: Viewer) -> m.Releases:
     return m.Releases(releases=[m.Release(**asdict(release)) for release in services.releases.all()])
 
 
+@router.get("/modules", responses=errors(401))
+async def list_modules(services: Services, caller: Viewer) -> m.Modules:
+    """The published modules, by name, newest version first."""
+    return m.Modules(modules=[m.Module(**asdict(module)) for module in services.modules.all()])
+
+
 @router.put(
     "/blobs/{sha256}",
     responses=errors(400, 401, 403, 413, 422, 503),

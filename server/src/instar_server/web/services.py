@@ -10,7 +10,8 @@ from instar_server.services.access import Access
 from instar_server.services.enrolment import Enrolment
 from instar_server.services.fleet import Fleet
 from instar_server.services.history import History
-from instar_server.services.ports import Releases
+from instar_server.services.orders import Orders
+from instar_server.services.ports import Modules, Releases
 from instar_server.services.presence import Presence
 from instar_server.services.programs import Programs
 from instar_server.services.standing import Standing
@@ -30,6 +31,8 @@ class WebServices:
     history: History
     standing: Standing
     releases: Releases
+    modules: Modules
+    orders: Orders
     repository: Repository
     programs: Programs
     bus: Bus

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -14,17 +12,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from instar.core.errors import MachineError
 from instar_server import VERSION
-from instar_server.bus.api import FLEET, Bus, Message
+from instar_server.bus.api import FLEET, Bus
 from instar_server.web import models as m
 from instar_server.web.callers import Services, Viewer, errors
+from instar_server.web.sse import STREAM, Reader, event
 
 router = APIRouter(tags=["system"])
-
-MOST_WAITING = 1000  # messages kept for a reader that does not read
-STREAM = {
-    "description": "Server-sent events",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
-}
 
 
 @router.get("/health")
@@ -55,26 +48,10 @@ async def stream(
 
 
 async def _changes(bus: Bus, for_s: float) -> AsyncIterator[str]:
-    queue: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING)
-    full = asyncio.Event()
-
-    def take(message: Message) -> None:
-        try:
-            queue.put_nowait(message)
-        except asyncio.QueueFull:
-            full.set()
-
-    subscription = bus.subscribe(FLEET, take)
-    loop = asyncio.get_running_loop()
-    until = loop.time() + for_s
+    reader = Reader(bus, FLEET)
     try:
         yield ": connected\n\n"
-        while (left := until - loop.time()) > 0 and not full.is_set():
-            try:
-                async with asyncio.timeout(min(15.0, left)):
-                    body = (await queue.get()).body
-                yield f"event: {body['kind']}\ndata: {json.dumps(body)}\n\n"
-            except TimeoutError:
-                yield ": still here\n\n"
+        async for body in reader.bodies(for_s):
+            yield event(body)
     finally:
-        subscription.close()
+        reader.close()

@@ -33,7 +33,7 @@ async def delete_wishes(
     caller: Operator,
     scope: m.Scope,
     subject: m.GroupName,
-    line: Annotated[list[m.Line], Query(min_length=1, max_length=2)],
+    line: Annotated[list[m.Line], Query(min_length=1, max_length=32)],
 ) -> m.Deleted:
     """Take wishes back. Nodes stay on what they run."""
     await services.wishes.remove(scope, subject, [str(each) for each in line])

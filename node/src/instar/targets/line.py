@@ -1,0 +1,238 @@
+"""A line of releases as a thing that can be replaced: what the node's program and modules have in common.
+
+Staging, verifying and rehearsing leave everything that runs alone. Activating writes the trial's
+record first, then moves `current`. Reverting is allowed from every state, and needs no help of the
+release on trial. How a release is rehearsed, brought up and watched is for the subclasses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from instar.core import quarantine
+from instar.core.errors import InputError, InstarError, MachineError, TrustError
+from instar.core.journal import Progress, Reason
+from instar.core.recovery import Observation
+from instar.core.releases import Release, version_of
+from instar.core.transaction import DEADLINE_S, Step
+from instar.core.trial import Lease, read_health
+from instar.engine.fetch import Limits, fetch
+from instar.engine.target import Failed, Notes, Outcome
+from instar.host import trials
+from instar.host.disks import check_flags, check_space
+from instar.host.files import make_folder, remove_tree
+from instar.host.line import MANIFEST, Line
+from instar.host.locks import RoleLock
+from instar.host.points import reach
+from instar.host.records import read_quarantine, write_quarantine
+from instar.host.sockets import ask
+from instar.targets.contents import Contents
+from instar.targets.kit import Kit, TrustedTarget
+from instar.targets.unpack import hash_file, unpack
+
+LOCK_WAIT_S = 10.0
+HEALTH_WAIT_S = 2.0
+UNPACKED_TIMES = 4  # a release takes at most about this many times its archive, unpacked
+
+
+class LineTarget:
+    """`role` is the line's name in journals, wishes and verdicts. Holds only what can be found out again."""
+
+    def __init__(self, kit: Kit, role: str, line: Line, contents: Contents) -> None:
+        self.kit, self.role, self.line, self.contents = kit, role, line, contents
+
+    # --- the steps that leave everything that runs alone
+
+    def observe(self, progress: Progress) -> Observation:
+        trial = trials.read(self.line)
+        ours = trial is not None and trial.tx == progress.begin.tx
+        undone = trial.undone if trial is not None and ours else None
+        return Observation(self.line.current(), self.line.previous(), undone)
+
+    def stage(self, progress: Progress, notes: Notes) -> Outcome:
+        begin = progress.begin
+        if begin.cause == "rollback":
+            return Outcome()
+        staging = self._staging(progress)
+        make_folder(staging, 0o700, self.kit.disk)
+        make_folder(self.line.layout.releases, 0o755, self.kit.disk)
+        check_flags(self.line.layout.releases)
+        target = self.kit.server.trusted_target(begin.target)
+        self.check_promise(progress, target)
+        if self.line.is_valid(begin.release.name):
+            return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
+        check_space(staging, target.length * (1 + UNPACKED_TIMES))
+        rate, most_s = self.kit.settings.network.rate_bytes_s, DEADLINE_S[Step.STAGE]
+        limits = Limits(rate_bytes_s=rate, deadline_s=most_s)
+        archive = staging / "archive"
+        reach("stage:fetch")
+        fetch(self.kit.server.source(), target.path, archive, target.length, limits, sleep=self.kit.sleep)
+        self.kit.disk.sync_folder(staging)
+        return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
+
+    def verify(self, progress: Progress, notes: Notes) -> Outcome:
+        release = progress.begin.release
+        if progress.begin.cause == "rollback":
+            self.line.check(release.name)
+            return Outcome()
+        archive, signed = self._staging(progress) / "archive", progress.data["archive"]
+        if not self.line.is_valid(release.name):
+            size, sha256 = hash_file(archive)
+            if (size, sha256) != (signed["length"], signed["sha256"]):
+                text = f"the fetched bytes are not the signed ones: SHA-256 {sha256}, not {signed['sha256']}"
+                raise TrustError("altered-blob", text)
+            self.unpack(archive, release)
+        remove_tree(self._staging(progress), self.kit.disk)
+        return Outcome()
+
+    def rehearse(self, progress: Progress, notes: Notes) -> Outcome:
+        raise NotImplementedError
+
+    # --- the switch
+
+    def activate(self, progress: Progress, notes: Notes) -> Outcome:
+        begin = progress.begin
+        if "before" not in progress.data:
+            notes.note({"before": self.health_before()})
+        with self._locked():
+            trial = trials.read(self.line)
+            if trial is None or trial.tx != begin.tx:  # one left by a journal that was lost is nobody's
+                trials.write(self.line, self._new_trial(progress))
+            reach("activate:trial")
+            self.line.activate(begin.release.name, fallback=begin.origin)
+            reach("activate:flipped")
+        self.bring_up(begin.release.name)
+        return Outcome()
+
+    def watch(self, progress: Progress, notes: Notes) -> Outcome:
+        raise NotImplementedError
+
+    def confirm(self, progress: Progress, notes: Notes) -> Outcome:
+        self._end_trial(progress)
+        reach("confirm:ended")
+        if progress.begin.cause == "rollback":
+            reason = Reason("rolled-back", f"an operator went back to {progress.begin.version}")
+            self._quarantine(progress, progress.begin.origin, reason)
+        self.collect()
+        remove_tree(self._staging(progress), self.kit.disk)
+        return Outcome()
+
+    def revert(self, progress: Progress, notes: Notes) -> Outcome:
+        begin = progress.begin
+        candidate = begin.release.name
+        with self._locked():
+            if self.line.current() in (candidate, begin.origin):
+                self.put_back(begin.origin, begin.fallback)
+        reach("revert:flipped")
+        self.bring_back(self.line.current())
+        if progress.data.get("blame", True) and begin.cause != "rollback" and progress.reason is not None:
+            self._quarantine(progress, candidate, progress.reason)
+        reach("revert:quarantined")
+        self._end_trial(progress)
+        remove_tree(self._staging(progress), self.kit.disk)
+        if candidate not in (self.line.current(), self.line.previous()) and begin.cause != "rollback":
+            self.line.remove_release(candidate)
+        return Outcome()
+
+    def release_of(self, name: str) -> Release:
+        """The release in a folder of this line. Raises MachineError `release-damaged`."""
+        try:
+            return self.contents.release((self.line.folder(name) / MANIFEST).read_bytes())
+        except (OSError, InputError) as error:
+            raise MachineError("release-damaged", f"cannot read the manifest of {name}: {error!r}") from None
+
+    # --- for subclasses
+
+    def unpack(self, archive: Path, release: Release) -> None:
+        unpack(archive, self.line, release, self.kit.disk, self.contents)
+
+    def put_back(self, origin: str, fallback: str) -> None:
+        """Point `current` to what it named before. Whoever calls holds the line's lock."""
+        if self.line.is_valid(origin):
+            self.line.activate(origin, fallback)
+
+    def bring_up(self, release: str) -> None:
+        """See that what the line is for runs `release`, or is being started to. Idempotent."""
+        raise NotImplementedError
+
+    def bring_back(self, release: str) -> None:
+        """The same after a revert, when `release`, '' for none, is what `current` names."""
+        self.bring_up(release)
+
+    def collect(self) -> None:
+        """Remove the releases that are no longer needed, once a trial was passed."""
+        self.line.collect(keep=())
+
+    def undo_orphan(self, trial: trials.Trial, reason: Reason) -> None:
+        """End a trial that no journal speaks of: it was never confirmed. Whoever calls holds the lock."""
+        trials.undo(self.line, trial, reason)
+
+    def least_lease_s(self, progress: Progress) -> float:
+        """Seconds that a trial of this release needs at the least."""
+        return 0.0
+
+    def health_before(self) -> dict[str, object]:
+        """The agent's health before the switch, for the comparison; what it would say if it is silent."""
+        try:
+            answer = ask(self.kit.layout.socket("agent"), {"do": "health"}, HEALTH_WAIT_S)
+        except InstarError:
+            return {"connected": False, "modules": {}}
+        health = read_health(answer)
+        return {"connected": health.connected, "modules": health.modules}
+
+    def commit(self, progress: Progress) -> None:
+        """Decide for good that the trial is passed. The first of this and an undo wins (host/trials.py)."""
+        with self._locked():
+            trial = trials.read(self.line)
+            if trial is None or trial.tx != progress.begin.tx:
+                raise Failed(Reason("undone", "its trial was ended by somebody else"))
+            if trial.undone is not None:
+                raise Failed(trial.undone)
+            if self.line.current() != progress.begin.release.name:
+                raise Failed(Reason("undone", f"{self.line.current()} is active in its place"))
+            trials.write(self.line, replace(trial, confirmed=True))
+        reach("watch:committed")
+
+    # --- small things
+
+    def _staging(self, progress: Progress) -> Path:
+        return self.kit.layout.staging / progress.begin.tx
+
+    def _locked(self) -> RoleLock:
+        lock = self.line.lock()
+        lock.acquire(LOCK_WAIT_S)
+        return lock
+
+    def check_promise(self, progress: Progress, target: TrustedTarget) -> None:
+        """Raise TrustError `wish-differs` unless what is signed is what the server wants."""
+        begin = progress.begin
+        for name, want in self.contents.promise(begin.release).items():
+            signed = target.custom.get(name)
+            if signed != want:
+                text = f"{begin.target}: the server wants {name} {want}, the signed metadata says {signed}"
+                raise TrustError("wish-differs", text)
+
+    def _new_trial(self, progress: Progress) -> trials.Trial:
+        begin, clock, wanted = progress.begin, self.kit.clock, self.kit.settings.trial
+        lease_s = max(wanted.lease_s, self.least_lease_s(progress))
+        lease = Lease(lease_s, max(wanted.cap_s, lease_s), clock.boot_id(), clock.boottime())
+        return trials.Trial(begin.tx, begin.release.name, begin.origin, wanted.attempts, lease)
+
+    def _end_trial(self, progress: Progress) -> None:
+        with self._locked():
+            trial = trials.read(self.line)
+            if trial is not None and trial.tx == progress.begin.tx:
+                self.line.end_trial()
+
+    def _quarantine(self, progress: Progress, release: str, reason: Reason) -> None:
+        path = self.kit.layout.quarantine
+        same = release == progress.begin.release.name
+        digest = progress.begin.digest if same else self.release_of(release).digest
+        name, entries = quarantine.key(self.role, digest), read_quarantine(path)
+        old = entries.get(name)
+        if old is not None and old.since >= progress.began.wall:
+            return  # this failure is counted already: a kill came before its outcome was written
+        now = self.kit.clock.wall()
+        entries = quarantine.add(entries, name, version_of(release), reason, now, progress.begin.generation)
+        write_quarantine(path, entries, self.kit.disk)

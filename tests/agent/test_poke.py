@@ -1,0 +1,368 @@
+"""The wake-up port (R2): a real process that runs it, real connections, its memory and descriptors looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import random
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import instar
+from instar.core.errors import InputError
+from instar.core.networks import PRIVATE, WakeSettings, is_in, network
+from instar.core.settings import read_settings
+from instar.host.config import has_settings
+from instar.host.layout import Layout
+from instar_lab import machine
+
+SOURCE = Path(instar.__file__).parents[1]
+FRIEND = "127.0.0.1"
+EVERY_S = 0.5
+RUN = """
+import sys; sys.path.insert(0, sys.argv[1])
+import asyncio, json, logging, time
+from instar.agent.poke import Poke
+from instar.core.networks import WakeSettings
+logging.basicConfig(level="INFO", format="%(message)s")
+wanted = json.loads(sys.argv[2])
+settings = WakeSettings(wanted["port"], tuple(wanted["trusted"]), wanted["every_s"])
+def woken(peer):
+    print(json.dumps([time.monotonic(), peer]), flush=True)
+async def main():
+    poke = Poke(settings, woken, time.monotonic, retry_s=0.2)
+    task = asyncio.create_task(poke.run())
+    await asyncio.sleep(0)
+    print(json.dumps(["port", poke.port]), flush=True)
+    await task
+asyncio.run(main())
+"""
+
+
+class Woken:
+    """A process that does nothing but keep a wake-up port."""
+
+    def __init__(self, folder: Path, port: int, trusted: list[str], network_namespace: str = "") -> None:
+        self.port, self.log = port, folder / "poke.log"
+        self.out = folder / "poke.out"
+        told = json.dumps({"port": port, "trusted": trusted, "every_s": EVERY_S})
+        words = [sys.executable, "-I", "-S", "-c", RUN, str(SOURCE), told]
+        if network_namespace:
+            words = ["ip", "netns", "exec", network_namespace, *words]
+        with self.log.open("wb") as log, self.out.open("wb") as out:
+            self.process = subprocess.Popen(words, stdout=out, stderr=log)
+        machine.wait_for(
+            lambda: self.out.read_bytes().endswith(b"\n"), "a wake-up port", 10.0, self.said, every_s=0.02
+        )
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def listens_on(self) -> int:
+        return int(json.loads(self.out.read_text().splitlines()[0])[1])
+
+    def wakes(self) -> list[tuple[float, str]]:
+        return [tuple(json.loads(line)) for line in self.out.read_text().splitlines()[1:]]
+
+    def wait_for_wakes(self, count: int) -> list[tuple[float, str]]:
+        machine.wait_for(lambda: len(self.wakes()) >= count, f"{count} wakes", 5.0, self.said, every_s=0.01)
+        return self.wakes()
+
+    def held(self) -> tuple[int, int]:
+        """Resident bytes, open descriptors."""
+        return machine.rss(self.process.pid), len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+        probe.bind(("::", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def waking(folder: Path, **settings: Any) -> Iterator[Woken]:
+    made = Woken(folder, settings.pop("port", None) or free_port(), **settings)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def poke(port: int, source: str = FRIEND, data: bytes = b"") -> None:
+    """One connection; what the port does to it is no error."""
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(5.0)
+        client.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: as many as there are pairs
+        client.bind((source, 0))
+        client.connect(("::1" if family == socket.AF_INET6 else FRIEND, port))
+        with contextlib.suppress(ConnectionError):
+            client.sendall(data)
+
+
+def scan(port: int, count: int) -> None:
+    """Many strangers, from many addresses, with random bytes. Faster than this, and the kernel drops most."""
+    chance = random.Random(count)
+    for number in range(count):
+        if number % 100 == 99:
+            time.sleep(0.02)
+        poke(port, f"127.0.{1 + number % 200}.{1 + number % 249}", chance.randbytes(chance.randrange(200)))
+
+
+def test_scan_by_strangers_does_nothing_and_costs_nothing(tmp_path: Path) -> None:
+    _scanned(tmp_path, 3_000)
+
+
+@pytest.mark.slow
+def test_100000_connections_with_random_bytes(tmp_path: Path) -> None:
+    _scanned(tmp_path, 100_000)
+
+
+def _scanned(folder: Path, count: int) -> None:
+    with waking(folder, trusted=[f"{FRIEND}/32"]) as woken:
+        scan(woken.port, 1_000)  # whatever a process needs once
+        before = woken.held()
+        scan(woken.port, count)
+        poke(woken.port)  # taken after all of them: the port has seen each
+        woken.wait_for_wakes(1)
+        after = woken.held()
+        print(f"{count} connections: {before} -> {after} (bytes, descriptors)")
+        assert [peer for _, peer in woken.wakes()] == [f"::ffff:{FRIEND}"]
+        assert after[1] == before[1]
+        assert after[0] - before[0] <= 256 * 1024
+        assert woken.process.poll() is None
+
+
+def test_trusted_pokes_count_once_in_every_s_and_the_last_is_not_lost(tmp_path: Path) -> None:
+    with waking(tmp_path, trusted=["127.0.0.0/8"]) as woken:
+        end = time.monotonic() + 3.2 * EVERY_S
+        while time.monotonic() < end:
+            poke(woken.port)
+            time.sleep(0.02)
+        time.sleep(1.5 * EVERY_S)  # nothing comes any more but what was put off
+        times = [at for at, _ in woken.wakes()]
+        assert 4 <= len(times) <= 5, times
+        assert all(b - a >= EVERY_S for a, b in itertools.pairwise(times)), times
+
+
+def test_ipv6_and_ipv4_share_the_port_and_each_has_its_networks(tmp_path: Path) -> None:
+    with waking(tmp_path, trusted=["::1"]) as woken:
+        poke(woken.port, FRIEND)  # a stranger here
+        poke(woken.port, "::1")
+        assert [peer for _, peer in woken.wait_for_wakes(1)] == ["::1"]
+
+
+def test_not_a_byte_is_read(tmp_path: Path) -> None:
+    """A kernel answers a close that leaves bytes unread with a reset; had they been read, with a plain end."""
+    with waking(tmp_path, trusted=["127.0.0.0/8"]) as woken:
+        woken.process.send_signal(signal.SIGSTOP)
+        with socket.create_connection((FRIEND, woken.port), 5.0) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            woken.process.send_signal(signal.SIGCONT)
+            assert client.recv(100) == b""  # shut down
+            machine.wait_for(
+                lambda: client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE, "a reset", 5.0,
+                every_s=0.01,
+            )  # fmt: skip
+        woken.wait_for_wakes(1)
+
+
+def test_crowd_that_stays_connected_holds_nothing_here(tmp_path: Path) -> None:
+    """A stranger cannot keep a connection open, nor hold up one who is trusted."""
+    with waking(tmp_path, trusted=[f"{FRIEND}/32"]) as woken:
+        before = woken.held()
+        crowd = []
+        for number in range(300):
+            client = socket.socket()
+            client.bind((f"127.0.5.{1 + number % 200}", 0))
+            client.connect((FRIEND, woken.port))
+            crowd.append(client)
+        poke(woken.port)
+        woken.wait_for_wakes(1)
+        assert woken.held()[1] == before[1]
+        with selectors.DefaultSelector() as selector:
+            for client in crowd:
+                selector.register(client, selectors.EVENT_READ)
+            assert len(selector.select(1.0)) == len(crowd)  # each has been told that it is over
+        for client in crowd:
+            client.close()
+
+
+def test_taken_port_is_said_once_and_tried_again(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as other:
+        other.bind(("::", 0))
+        other.listen()
+        with waking(tmp_path, port=other.getsockname()[1], trusted=["127.0.0.0/8"]) as woken:
+            assert woken.listens_on == 0
+            time.sleep(0.7)  # three more tries
+            assert woken.said().count("cannot listen on the wake-up port") == 1
+            other.close()
+            machine.wait_for(lambda: "is open" in woken.said(), "an open port", 5.0, woken.said, every_s=0.02)
+            poke(woken.port)
+            woken.wait_for_wakes(1)
+
+
+def test_port_0_is_no_port(tmp_path: Path) -> None:
+    woken = Woken(tmp_path, 0, ["127.0.0.0/8"])
+    try:
+        assert woken.listens_on == 0
+        fds = [
+            os.readlink(f"/proc/{woken.process.pid}/fd/{fd}")
+            for fd in os.listdir(f"/proc/{woken.process.pid}/fd")
+        ]
+        sockets = {fd[8:-1] for fd in fds if fd.startswith("socket:")}
+        rows = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+        assert not any(line.split()[9] in sockets for line in rows.splitlines() if "inode" not in line)
+        assert woken.process.poll() is None
+    finally:
+        woken.end()
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """A network namespace with another machine's address in it: (namespace, the address of this side)."""
+    if os.getuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("needs root and iproute2")
+    name, here, there = f"ipoke{os.getpid()}", f"ipk{os.getpid()}a", f"ipk{os.getpid()}b"
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, timeout=10)
+
+    try:
+        ip("netns", "add", name)
+        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
+    except subprocess.CalledProcessError as error:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        pytest.skip(f"no network namespace here: {error.stderr.decode()[:100]}")
+    try:
+        for place, device, address in (((), here, "203.0.113.1/24"), (("-n", name), there, "203.0.113.2/24")):
+            ip(*place, "addr", "add", address, "dev", device)
+            ip(*place, "link", "set", device, "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        yield name, "203.0.113.2"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", here], check=False, capture_output=True)
+
+
+def test_another_machine_that_is_not_trusted_by_default(far: tuple[str, str], tmp_path: Path) -> None:
+    name, address = far
+    with waking(tmp_path, trusted=list(PRIVATE), network_namespace=name) as woken:
+        for _ in range(20):
+            with socket.create_connection((address, woken.port), 5.0) as client:
+                assert client.recv(10) == b""
+        time.sleep(0.2)
+        assert woken.wakes() == []
+        words = f"import socket; socket.create_connection(('127.0.0.1', {woken.port}))"
+        subprocess.run(["ip", "netns", "exec", name, sys.executable, "-c", words], check=True, timeout=10)
+        assert len(woken.wait_for_wakes(1)) == 1
+
+
+# --- networks and settings
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("10.0.0.0/8", "10.255.0.1", "11.0.0.0"),
+        ("172.16.0.0/12", "172.31.255.255", "172.32.0.0"),
+        ("192.168.1.5", "192.168.1.5", "192.168.1.4"),
+        ("0.0.0.0/0", "8.8.8.8", "::2"),
+        ("::/0", "2001:db8::1", "8.8.8.8"),
+        ("fe80::/10", "fe80::1%eth0", "fec0::1"),
+        ("fc00::/7", "fdff:1:2:3:4:5:6:7", "fe00::"),
+        ("127.0.0.0/8", "::ffff:127.0.0.9", "::127.0.0.9"),
+        ("2001:db8:0:0:1::/80", "2001:db8::1:2:3:4", "2001:db8::2:2:3:4"),
+    ],
+)
+def test_networks(text: str, inside: str, outside: str) -> None:
+    assert is_in(inside, [network(text)])
+    assert not is_in(outside, [network(text)])
+
+
+def test_addresses_are_read_as_the_standard_library_reads_them() -> None:
+    import ipaddress
+
+    chance = random.Random(7)
+    for _ in range(3000):
+        six = ipaddress.IPv6Address(
+            chance.getrandbits(128) & chance.getrandbits(128) & chance.getrandbits(128)
+        )
+        bits = chance.randrange(129)
+        wide = ipaddress.IPv6Network((six, bits), strict=False)
+        other = ipaddress.IPv6Address(int(six) ^ (1 << chance.randrange(128)))
+        for form in (str(six), six.exploded):
+            assert is_in(form, [network(str(wide))])
+        if other.ipv4_mapped is None:
+            assert is_in(str(other), [network(str(wide))]) == (other in wide)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "/", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/8/8", "10.0.0.1/8", "10.0.0", "256.0.0.0/8",
+        "010.0.0.0/8", "1.2.3.4.5", "::1/129", ":::", "1::2::3", "12345::", "fe80::1%eth0", "::1.2.3", "1:2:3:4:5:6:7",
+        "1:2:3:4:5:6:7:8:9", ":1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8::", "localhost", "10.0.0.0/٣", "1.2.3.4::",
+        "fd00::/٨", "10.0.0.0/0000000000000000008",
+    ],
+)  # fmt: skip
+def test_what_is_no_network(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        network(text)
+    assert caught.value.code == "bad-network"
+
+
+def test_settings() -> None:
+    assert read_settings({}).wake == WakeSettings(7611, PRIVATE, 1.0)
+    wake = read_settings({"wake": {"port": 0, "trusted": ["10.1.0.0/16", "::1"], "every_s": 5}}).wake
+    assert wake == WakeSettings(0, ("10.1.0.0/16", "::1"), 5.0)
+    assert read_settings({"wake": {"trusted": []}}).wake.trusted == ()
+
+
+@pytest.mark.parametrize(
+    ("wake", "named"),
+    [
+        ({"port": -1}, "wake.port"),
+        ({"port": 70000}, "wake.port"),
+        ({"port": "7611"}, "wake.port"),
+        ({"every_s": 0}, "wake.every_s"),
+        ({"trusted": "10.0.0.0/8"}, "a list of texts"),
+        ({"trusted": [1]}, "a list of texts"),
+        ({"trusted": ["10.0.0.1/8"]}, "wake.trusted"),
+        ({"trusted": ["::1"] * 1000}, "at most 256"),
+        ({"who": 1}, "[wake]"),
+    ],
+)
+def test_settings_that_cannot_be(wake: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_settings({"wake": wake})
+    assert named in caught.value.text
+
+
+def test_config_as_installed_needs_no_parser(tmp_path: Path) -> None:
+    from instar.cli.install import CONFIG
+
+    layout = Layout(tmp_path)
+    layout.config.write_text(CONFIG)
+    assert "[wake]" in CONFIG
+    assert not has_settings(layout)
+    layout.config.write_text(CONFIG.replace("# port", "port"))
+    assert has_settings(layout)
