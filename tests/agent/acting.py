@@ -75,7 +75,11 @@ stop()
 
 
 def module(
-    name: str, version: str = "1.0.0", depends: tuple[str, ...] = (), stop_s: float = 5.0, ready_s: float = 10.0
+    name: str,
+    version: str = "1.0.0",
+    depends: tuple[str, ...] = (),
+    stop_s: float = 5.0,
+    ready_s: float = 10.0,
 ) -> Module:
     entry = FileEntry("run.py", 0, "0" * 64, "0644")
     manifest = ModuleManifest(
@@ -143,6 +147,7 @@ class World:
         """While the supervisor runs. Nothing of it is left afterwards."""
         task = asyncio.create_task(self.supervisor.run())
         try:
+            await self.until(lambda: set(self.supervisor.states()) == set(self.shelf.found))
             yield self.supervisor
             if task.done():
                 task.result()

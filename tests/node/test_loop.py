@@ -11,6 +11,7 @@ from instar.core.errors import MachineError
 from instar.core.settings import UpdaterSettings
 from instar.core.wish import Wanted, Wish
 from instar.updater.loop import Loop, Orders
+from instar.updater.targets import Targets
 from tests.node.world import Node, Quiet
 
 
@@ -28,7 +29,7 @@ class World:
     def __init__(self, node: Node) -> None:
         self.node, self.client = node, Client(node)
         self.orders = Orders(threading.Lock(), threading.Event())
-        targets = {"agent": node.target()}
+        targets = Targets(node.kit())
         self.loop = Loop(
             node.layout, node.clock, targets, self.client, Quiet(), UpdaterSettings(), self.orders  # type: ignore[arg-type]
         )  # fmt: skip

@@ -204,9 +204,12 @@ class FakeServer:
 
     def trusted_target(self, target: str) -> TrustedTarget:
         self._may_fail()
+        archive = self.offered.archive
+        return TrustedTarget(f"/v1/{target}", len(archive), self.sha256, self.custom())
+
+    def custom(self) -> dict[str, Any]:
         r = self.offered.release
-        custom = {"version": r.version, "program_digest": r.digest}
-        return TrustedTarget(f"/v1/{target}", len(self.offered.archive), self.sha256, custom)
+        return {"version": r.version, "program_digest": r.digest}
 
     def verdict(self, line: str, phase: str, tx: str, digest: str, wait_s: float) -> Verdict:
         self._may_fail()
@@ -225,6 +228,7 @@ class FakeAgent:
 
     def __init__(self, path: Path, answer: Callable[[], dict[str, Any] | bytes | None]) -> None:
         self.answer = answer
+        self.request: dict[str, Any] = {}  # the one that is being answered
         path.parent.mkdir(parents=True, exist_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -239,7 +243,7 @@ class FakeAgent:
             except OSError:
                 return
             with connection, contextlib.suppress(OSError):
-                connection.recv(65_536)
+                self.request = json.loads(connection.recv(65_536))
                 said = self.answer()
                 if said is not None:
                     data = (
@@ -356,19 +360,25 @@ class Node:
         trial = TrialSettings(hold_s=0.05, lease_s=2.0, cap_s=20.0)
         return Settings(trial=trial, rehearsal=RehearsalSettings(within_s=10.0))
 
-    def target(self) -> AgentRelease:
-        file = Program("1.0.0", self.old.release.digest, self.line.program(self.old.name), self.old.name)
-        kit = Kit(
+    def program(self) -> Program:
+        """What the updater runs from."""
+        line = Line(self.layout.line("agent"))
+        return Program("1.0.0", self.old.release.digest, line.program(self.old.name), self.old.name)
+
+    def kit(self) -> Kit:
+        return Kit(
             self.layout,
             self.clock,
             self.machine,
             self.server,
             self.settings,
-            file,
+            self.program(),
             self.clock.sleep,
             self.disk,
         )
-        return AgentRelease(kit)
+
+    def target(self) -> AgentRelease:
+        return AgentRelease(self.kit())
 
     def begin(self, tx: str = "tx-1", cause: str = "wish", built: Built | None = None) -> Journal:
         release, line = (built or self.new).release, self.line

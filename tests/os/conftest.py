@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from instar_lab import machine
-from instar_lab.container import Container, make_tree, why_not
+from instar_lab.container import OTHERS, SYSTEMD, Container, Recipe, make_tree, why_not
 from instar_lab.program import build, variants
 from instar_lab.server import LabServer
 from tests.os.node import OsNode
@@ -52,14 +52,26 @@ class Hall:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def tree() -> Path:
+def tree_of(recipe: Recipe) -> Path:
+    """The tree for containers; passes the test over, or fails it, where there can be none."""
     cache = Path(os.environ.get("INSTAR_OS_CACHE") or Path(tempfile.gettempdir()) / "instar-os-cache")
-    if reason := why_not(cache):
+    if reason := why_not(cache, recipe):
         if os.environ.get("INSTAR_OS_REQUIRED"):
             pytest.fail(f"cannot boot a container: {reason}")
         pytest.skip(f"cannot boot a container: {reason}")
-    return make_tree(cache)
+    return make_tree(cache, recipe)
+
+
+@pytest.fixture(scope="session")
+def tree() -> Path:
+    """With systemd."""
+    return tree_of(SYSTEMD)
+
+
+@pytest.fixture(scope="session")
+def other_tree() -> Path:
+    """Without systemd, and with OpenRC, runit and supervisor."""
+    return tree_of(OTHERS)
 
 
 @pytest.fixture(scope="session")

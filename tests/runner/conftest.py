@@ -235,16 +235,16 @@ class Runner:
             child.say(request)
 
     def close(self) -> None:
-        for server in self.servers:
-            server.close()
         for child in self.started:
             if child.line.fileno() >= 0:
                 child.kill()
                 try:
                     child.reap(WITHIN_S)
-                except (TimeoutError, ChildProcessError):
+                except (TimeoutError, ChildProcessError, OSError):
                     pass
                 child.close()
+        for server in self.servers:
+            server.close()
 
 
 class ForkServer:

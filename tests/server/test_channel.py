@@ -132,6 +132,15 @@ async def test_a_thousand_mutations_leave_the_channel_up(channel: Channel) -> No
         {"t": "ping", "n": 3},
         {"t": "health", "ok": True, "modules": {"a": "ok"}, "facts": {"b": [1, None]}},
         {"t": "result", "id": "j-1", "ok": True, "reply": {"x": 1}, "seconds": 0.5, "stderr": "é"},
+        {"t": "taken", "id": "j-1"},
+        {"t": "output", "id": "j-1", "seq": 1, "kind": "progress", "text": "half", "fraction": 0.5},
+        {
+            "t": "command-status",
+            "id": "j-1",
+            "type": "restart-agent",
+            "status": "success",
+            "modules": {"a": "x"},
+        },
     ]
     for _ in range(1000):
         text = list(json.dumps(chance.choice(good)))
@@ -141,10 +150,10 @@ async def test_a_thousand_mutations_leave_the_channel_up(channel: Channel) -> No
                 ['"', "{", "}", "9", "\\u00", "x", ",", "\x00"]
             )
         await channel.ws.send_str("".join(text))
-    await channel.send("ping", n=424242)
-    while (frame := await channel.read()) != {"t": "pong", "n": 424242}:
-        assert frame["t"] in ("error", "pong", "ack"), frame
-    assert await alive(channel)
+    for n in (424242, 77):  # what came of the last results may be told after the first pong
+        await channel.send("ping", n=n)
+        while (frame := await channel.read()) != {"t": "pong", "n": n}:
+            assert frame["t"] in ("error", "pong", "ack"), frame
 
 
 async def test_before_the_hello_nothing_else_is_heard(world: World) -> None:

@@ -12,6 +12,10 @@ def test_the_transaction_document_is_the_table() -> None:
     assert docs.TRANSACTION.read_text() == docs.transaction(), "run: python -m instar_lab.docs"
 
 
+def test_the_document_on_restarts_is_the_tables() -> None:
+    assert docs.LIFECYCLE.read_text() == docs.modules_lifecycle(), "run: python -m instar_lab.docs"
+
+
 def test_every_setting_is_documented() -> None:
     text = (docs.ROOT / "docs" / "configuration.md").read_text()
     missing = [key for key in [*BOUNDS, "network.proxy"] if f"`{key}`" not in text]

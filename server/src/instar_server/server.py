@@ -137,7 +137,8 @@ class Server:
         )
         self._channels = Channels(
             ChannelSettings(settings.ping_s, settings.health_s, settings.job_s),
-            self._standing, self._verdicts, self._delivery, presence, self._observations, bus, self._scheduler.joined, now,
+            self._standing, self._verdicts, self._delivery, presence, self._observations, bus,
+            self._scheduler.joined, now,
         )  # fmt: skip
         calls = NodeCalls(
             enrolment, wishes, self._verdicts, history, presence, self._observations, settings.poll_s, now
@@ -146,8 +147,8 @@ class Server:
         self._programs = Programs(self.repository, releases, wishes, self._ca.pem)
         services = WebServices(
             Access(database, now, chance), Fleet(database, presence, self._observations), enrolment, wishes,
-            history, self._standing, releases, modules, self._orders, self.repository, self._programs, bus, presence, database,
-            settings.max_upload, now,
+            history, self._standing, releases, modules, self._orders, self.repository, self._programs, bus,
+            presence, database, settings.max_upload, now,
         )  # fmt: skip
         certificate = None if settings.insecure_http else self.layout.certificate
         self._web = WebListener(make_app(services), certificate)

@@ -1,4 +1,4 @@
-"""A Debian 12 with real systemd as PID 1, booted by systemd-nspawn in less than a second.
+"""A Debian 12 with real systemd as PID 1, or with other service managers, in less than a second.
 
     tree = make_tree(cache)              # once; about a minute, then it is reused
     with Container(tree, folder) as container:
@@ -9,6 +9,6 @@ this machine's network: 127.0.0.1 is the same inside and outside.
 """
 
 from instar_lab.container.box import Container, Journaled, why_not
-from instar_lab.container.tree import make_tree
+from instar_lab.container.tree import OTHERS, SYSTEMD, Recipe, make_tree
 
-__all__ = ["Container", "Journaled", "make_tree", "why_not"]
+__all__ = ["OTHERS", "SYSTEMD", "Container", "Journaled", "Recipe", "make_tree", "why_not"]

@@ -13,7 +13,7 @@ from types import TracebackType
 
 from instar.core.errors import MachineError
 from instar_lab import machine
-from instar_lab.container.tree import made_tree
+from instar_lab.container.tree import SYSTEMD, Recipe, made_tree
 
 BOOT_S = 30.0
 DOWN_S = 20.0
@@ -22,17 +22,17 @@ NEEDED = {"systemd-nspawn": "systemd-container", "nsenter": "util-linux", "setpr
 READY = ("running", "degraded")  # words of `systemctl is-system-running`: booted
 
 NSPAWN = (
-    "systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe", "--link-journal=no",
+    "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--console=pipe", "--link-journal=no",
     "--timezone=off", "--resolv-conf=off",
 )  # fmt: skip
 
 
-def why_not(cache: Path) -> str:
+def why_not(cache: Path, recipe: Recipe = SYSTEMD) -> str:
     """Why no container can be had here; '' when nothing speaks against it."""
     if os.getuid() != 0:
         return "needs root"
     needed = dict(NEEDED)
-    if made_tree(cache) is None:
+    if made_tree(cache, recipe) is None:
         needed["debootstrap"] = "debootstrap"
     absent = sorted({package for program, package in needed.items() if shutil.which(program) is None})
     return f"needs the Debian packages {' and '.join(absent)}" if absent else ""
@@ -52,10 +52,13 @@ class Container:
 
     When it is closed no process of the container and no mount is left; also when this process dies, the
     container does (its mounts then stay).
+
+    systemd is PID 1, unless `first` names the command to run as process 2 in its place, below an init that
+    only reaps.
     """
 
-    def __init__(self, tree: Path, folder: Path) -> None:
-        self.tree, self.folder = tree, folder
+    def __init__(self, tree: Path, folder: Path, first: tuple[str, ...] = ()) -> None:
+        self.tree, self.folder, self.first = tree, folder, first
         self.root = folder / "root"  # the container's files, as seen from outside
         self.console = folder / "console.log"
         self._layer = folder / "layer"
@@ -79,8 +82,12 @@ class Container:
     # --- life
 
     def boot(self) -> None:
-        """Start it and wait until systemd has started all there is to start. Raises MachineError."""
-        words = ["setpriv", "--pdeathsig", "KILL", *NSPAWN, f"--directory={self.root}"]
+        """Start it and wait until systemd has started all there is to start, or `first` has been started.
+
+        Raises MachineError.
+        """
+        how = ["--as-pid2", "--", *self.first] if self.first else ["--boot"]
+        words = ["setpriv", "--pdeathsig", "KILL", *NSPAWN, f"--directory={self.root}", *how]
         with self.console.open("ab") as console:
             self._nspawn = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         machine.wait_for(
@@ -96,6 +103,8 @@ class Container:
         if not self._leader or machine.command_line(self._leader)[:1] == ("systemd-nspawn",):
             self._leader = 0
             return False
+        if self.first:
+            return self.run("true").returncode == 0
         return self.run("systemctl", "is-system-running").stdout.strip() in READY
 
     def shut_down(self) -> None:

@@ -1,4 +1,4 @@
-"""One simulated agent: says hello, answers pings and selftest jobs, comes back when it is cut off.
+"""One simulated agent: says hello, answers pings, jobs and commands, comes back when it is cut off.
 
 It keeps to the reconnect rules of the real agent (floor, growing waits, jitter, the server's own
 `retry_after_s`), because the time until all are back after a restart is one of the figures.
@@ -75,7 +75,14 @@ class Connection(asyncio.Protocol):
             case "ping":
                 self.send({"t": "pong", "n": message.get("n", 0)})
             case "job":
+                if message.get("purpose") == "job":
+                    self.send({"t": "taken", "id": message["id"]})
                 self.send(self.agent.result(message))
+            case "command":
+                self.send({"t": "taken", "id": message["id"]})
+                self.send(self.agent.status(message))
+            case "ack":
+                self.agent.acks += 1
             case "refused":
                 self._stay_away_s = float(message.get("retry_after_s", 1.0))
                 self.agent.trouble = f"{message['code']}: {message['message']}"
@@ -109,6 +116,8 @@ class SimAgent:
         self.connection: Connection | None = None
         self.connects = 0
         self.pongs = 0
+        self.jobs = 0
+        self.acks = 0
         self.trouble = ""
         self.counted: Callable[[], None] = lambda: None
         self._context: ssl.SSLContext = identity.context()
@@ -167,8 +176,21 @@ class SimAgent:
         }  # fmt: skip
 
     def result(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The selftest's reply, as docs/protocol.md defines it."""
+        """The selftest's reply, as docs/protocol.md defines it; to any other job, its own arguments."""
+        self.jobs += 1
+        if job["module"] != "selftest":
+            reply = {"node": self.identity.node, "args": job.get("args", {})}
+            return {"t": "result", "id": job["id"], "ok": True, "reply": reply, "seconds": 0.001}
         nonce = str(job.get("args", {}).get("nonce", ""))
         answer = hashlib.sha256(f"{nonce}:{self.digest}:{self.version}".encode()).hexdigest()
         reply = {"nonce": nonce, "answer": answer, "version": self.version, "digest": self.digest}
         return {"t": "result", "id": job["id"], "ok": True, "reply": reply}
+
+    def status(self, command: dict[str, Any]) -> dict[str, Any]:
+        """All that was to be restarted runs again, at once."""
+        self.jobs += 1
+        return {
+            "t": "command-status", "id": command["id"], "type": command["type"], "status": "success",
+            "origin": command.get("origin", ""), "modules": dict.fromkeys(command.get("modules", []), "running"),
+            "asked": time.time(), "ended": time.time(),
+        }  # fmt: skip

@@ -6,11 +6,11 @@ import asyncio
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 from instar.host.interpreter import command
 from instar.host.layout import Layout
+from instar.host.program import Program
 
 CYCLE_WITHIN_S = 10.0
 POLL_S = 0.05
@@ -35,12 +35,15 @@ async def cycle(words: list[str], within_s: float = CYCLE_WITHIN_S) -> str:
     return f"it was not stopped within {within_s:g} s"
 
 
-def become_launcher(layout: Layout, words: list[str]) -> NoReturn:
-    """Replace this process by the launcher, which chooses the release to run; by `words` where there is none.
+def become_launcher(layout: Layout, program: Program, options: list[str]) -> NoReturn:
+    """Replace this process by the launcher, which chooses the release to run; by `program` where there is none.
 
-    The process id stays, so whoever keeps us running sees nothing. Raises OSError.
+    The process id stays, so whoever keeps us running sees nothing. `options` are those of the agent beside
+    its state folder. Raises OSError.
     """
-    launch = command(layout.launcher, "launch", "agent", "--state", str(layout.state))
-    chosen = launch if Path(layout.launcher).exists() else words
+    state = str(layout.state)
+    launch = command(layout.launcher, "launch", "agent", "--state", state, *options)
+    again = program.command("agent", "--state", state, *options)
+    words = launch if layout.launcher.exists() else again
     sys.stderr.flush()
-    os.execv(chosen[0], chosen)
+    os.execv(words[0], words)

@@ -1,56 +1,100 @@
-"""Jobs: taken once, run in order, their results sent until the server has acknowledged them.
+"""Jobs: taken once, begun in order, their results sent until the server has acknowledged them.
 
-Two lanes that do not wait for each other: what must survive a restart (purpose `job`) runs in order
-of arrival from the disk; `rehearsal` and `health`, whose repetition does no harm, run from memory, so
-that a long job cannot hold up a verdict.
+Two lanes that do not wait for each other: what must survive a restart (purpose `job`) comes from the
+disk, PLACES at once, begun in the order of arrival; `rehearsal` and `health`, whose repetition does no
+harm, run from memory, one after the other, so that long jobs cannot hold up a verdict.
+
+A job whose module is not on the disk has it fetched first. It keeps its turn, but no place; the time
+counts for `lapse_s`, not for `deadline_s`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import signal
-from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from instar.agent.spawn import Outcome, run_child
 from instar.agent.store import MOST_HELD, DiskStore, MemoryStore, Store, check_job_id
-from instar.core.errors import InputError, InstarError
-from instar.wire.codec import encode
-from instar.wire.messages import MAX_FRAME, Job, Result
+from instar.core.backoff import Backoff
+from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable
+from instar.host.clock import Clock
+from instar.host.points import reach
+from instar.wire.messages import Job, Message, Result, Taken
 
-LEAST_DEADLINE_S, MOST_DEADLINE_S = 0.1, 86_400.0
+if TYPE_CHECKING:
+    from instar.agent.runners import Runners
+    from instar.agent.running import Services
+    from instar.agent.shelf import Module, Shelf
+    from instar.host.scratch import Scratch
+
+PLACES = 4
 PURPOSES = ("job", "rehearsal", "health")
-STOPPED = "cannot finish job: the agent was stopped while it ran; it is not run again"
+FETCHES = 2  # at once
+FETCH_MOST_S = 600.0  # for a module to come, however often that is tried
+FETCH_RETRY = (1.0, 2.0, 60.0)  # floor, factor, cap, in seconds
+LOOK_LEAST_S, LOOK_S = 0.05, 3600.0  # one wait for a lapse: a machine may sleep meanwhile
+END_WITHIN_S = 7.0  # for runs that were killed
 
 log = logging.getLogger("instar.agent")
-Send = Callable[[Result], bool]  # False when there is no connection; the result is sent again later
+Send = Callable[[Message], bool]  # False when there is no connection; a result is sent again later
+
+
+class Entry:
+    """A job that has not ended. `lapse_at` is boot time, None: never. `stop` is done to end its run."""
+
+    def __init__(self, job: Job, lapse_at: float | None) -> None:
+        self.job, self.lapse_at = job, lapse_at
+        self.stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.module: Module | None = None
+        self.fetch: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def let_go(self) -> None:
+        """It waits no longer, for its lapse or its module."""
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.fetch is not None and self.fetch is not asyncio.current_task():
+            self.fetch.cancel()
 
 
 class Lane:
-    """One store and the task that works it off."""
+    """One store, and what waits and runs of it, in the order of arrival."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.waiting: deque[Job] = deque()
-        self.arrived = asyncio.Event()
-        self.idle = asyncio.Event()
-        self.idle.set()
+    def __init__(self, store: Store, places: int) -> None:
+        self.store, self.places = store, places
+        self.waiting: dict[str, Entry] = {}
+        self.running: dict[str, Entry] = {}
 
 
 class Jobs:
-    """`command` starts a runner. `send` hands a result to the channel."""
+    """`send` hands a message to the channel. `services` gives the supervisor, if there is one; `scratch` is
+    a folder for the runs' own folders; `random01` draws from [0, 1]. Made within the event loop."""
 
-    def __init__(self, disk: DiskStore, command: list[str], send: Send, cwd: Path = Path("/")) -> None:
-        self._command, self._send, self._cwd = command, send, cwd
-        self._durable, self._passing = Lane(disk), Lane(MemoryStore())
-        self._stopping = False
-        for job in disk.recover():
-            self._queue(self._durable, job)
+    def __init__(
+        self,
+        disk: DiskStore,
+        runners: Runners,
+        shelf: Shelf,
+        services: Callable[[], Services | None],
+        send: Send,
+        scratch: Path,
+        clock: Clock,
+        random01: Callable[[], float],
+    ) -> None:
+        self._runners, self._shelf, self._services, self._send = runners, shelf, services, send
+        self._scratch_folder, self._clock, self._random01 = scratch, clock, random01
+        self._scratch: Scratch | None = None
+        self._durable, self._passing = Lane(disk, PLACES), Lane(MemoryStore(), 1)
+        self._open = self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._fetching = asyncio.Semaphore(FETCHES)
+        self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for job, received in disk.recover():
+            waited_s = max(0.0, clock.wall() - received) if received else 0.0
+            self._queue(self._durable, job, waited_s)
 
     @property
     def held(self) -> int:
@@ -60,8 +104,10 @@ class Jobs:
     def _lanes(self) -> tuple[Lane, Lane]:
         return self._durable, self._passing
 
+    # --- what the channel brings
+
     def take(self, job: Job) -> None:
-        """Accept a job once. A repeat runs nothing, but its result, if there is one, is sent again.
+        """Accept a job once, and say so. A repeat runs nothing, but its result, if there is one, is sent again.
 
         Raises InputError for a job that nobody could run; the server gets an `error` for it.
         """
@@ -72,19 +118,43 @@ class Jobs:
             raise InputError("bad-purpose", text)
         for lane in self._lanes:
             if lane.store.known(job.id):
-                self._resend(lane, job.id)
+                self._repeat(lane, job.id)
                 return
         if self.held >= MOST_HELD:
-            self._send(Result(job.id, ok=False, reason=f"cannot take job: {MOST_HELD} are held already"))
+            self._refuse(job.id, f"{MOST_HELD} are held already")
             return
         lane = self._durable if job.purpose == "job" else self._passing
         try:
             lane.store.receive(job)
         except InstarError as error:  # the disk is full: say so now, keep nothing
             log.error("job %s is not taken: %s", job.id, error)
-            self._send(Result(job.id, ok=False, reason=f"cannot take job: {error.text}"))
+            self._refuse(job.id, error.text)
             return
-        self._queue(lane, job)
+        if lane is self._durable:
+            self._send(Taken(job.id))
+            reach("job:taken")
+        self._queue(lane, job, 0.0)
+        self._begin(lane)
+
+    def cancel(self, job_id: str) -> None:
+        """Do not begin the job, or end it. One that never came is not begun when it comes. Raises InputError."""
+        check_job_id(job_id)
+        for lane in self._lanes:
+            if job_id in lane.waiting:
+                self._conclude(lane, job_id, "cancelled", "cannot run job: it was cancelled before it began")
+            elif job_id in lane.running:
+                _tell(lane.running[job_id].stop, "cancelled")
+            elif lane.store.known(job_id):
+                self._resend(lane, job_id)
+            else:
+                continue
+            reach("job:cancelled")
+            return
+        if self.held < MOST_HELD:
+            self._conclude(
+                self._durable, job_id, "cancelled", "cannot run job: it was cancelled before it came"
+            )
+            reach("job:cancelled")
 
     def acknowledged(self, job_id: str) -> None:
         for lane in self._lanes:
@@ -96,114 +166,238 @@ class Jobs:
             for job_id in lane.store.unacknowledged():
                 self._resend(lane, job_id)
 
+    # --- its life
+
     async def run(self) -> None:
-        """Work, until cancelled."""
-        async with asyncio.TaskGroup() as group:
+        """Work, until cancelled. Raises what went wrong in our own code."""
+        self._open = True
+        try:
             for lane in self._lanes:
-                group.create_task(self._work(lane))
+                self._begin(lane)
+            await self._fault
+        finally:
+            self._open = False
+            for entry in self._entries():
+                entry.let_go()
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=END_WITHIN_S)
 
     async def finish(self, within_s: float) -> None:
-        """Start nothing more, and give what runs `within_s` to end. What waits is kept for the next start."""
+        """Begin nothing more, give what runs `within_s` to end, then kill it; its results say `interrupted`.
+
+        What waits is kept for the next start, and so is what comes from now on. Idempotent.
+        """
         self._stopping = True
-        try:
-            async with asyncio.timeout(within_s):
-                for lane in self._lanes:
-                    await lane.idle.wait()
-        except TimeoutError:
-            log.warning("a job still runs after %g s; it is killed", within_s)
-
-    def _queue(self, lane: Lane, job: Job) -> None:
-        lane.waiting.append(job)
-        lane.arrived.set()
-
-    async def _work(self, lane: Lane) -> None:
-        while True:
-            await lane.arrived.wait()
-            lane.arrived.clear()
-            while lane.waiting and not self._stopping:
-                lane.idle.clear()
-                try:
-                    await self._do(lane, lane.waiting.popleft())
-                finally:
-                    lane.idle.set()
-
-    async def _do(self, lane: Lane, job: Job) -> None:
-        try:
-            lane.store.start(job.id)
-            try:
-                result = await run_job(job, self._command, self._cwd)
-            except asyncio.CancelledError:
-                with contextlib.suppress(InstarError):  # the next start ends it as interrupted
-                    lane.store.finish(Result(job.id, ok=False, reason=STOPPED))
-                raise
-            try:
-                lane.store.finish(result)
-            except InputError as error:  # too large for a frame after all
-                lane.store.finish(Result(job.id, ok=False, exit_code=result.exit_code, reason=error.text))
-        except InstarError as error:
-            log.error("job %s: %s", job.id, error)
-            self._send(Result(job.id, ok=False, reason=f"cannot run job: {error}"))
+        for entry in self._entries():
+            entry.let_go()
+        if await self._ended(within_s):
             return
-        log.info("job %s (%s): %s", job.id, job.module, "ok" if result.ok else result.reason)
-        self._resend(lane, job.id)
+        log.warning("%d jobs still run after %g s; they are killed", len(self._tasks), within_s)
+        for lane in self._lanes:
+            for entry in lane.running.values():
+                _tell(entry.stop, "stopped")
+        await self._ended(END_WITHIN_S)
 
-    def _resend(self, lane: Lane, job_id: str) -> None:
+    async def _ended(self, within_s: float) -> bool:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within_s)
+        return not self._tasks
+
+    # --- from waiting to running
+
+    def _queue(self, lane: Lane, job: Job, waited_s: float) -> None:
+        lapse_at = self._clock.boottime() + job.lapse_s - waited_s if job.lapse_s > 0 else None
+        lane.waiting[job.id] = entry = Entry(job, lapse_at)
+        self._watch(lane, entry)
+
+    def _watch(self, lane: Lane, entry: Entry) -> None:
+        """End a job that waits when its time has passed; not later than when its turn comes."""
+        if entry.lapse_at is None:
+            return
+        left_s = entry.lapse_at - self._clock.boottime()
+        if left_s <= 0 and self._open:
+            text = f"cannot run job: it was not begun within {entry.job.lapse_s:g} s"
+            self._conclude(lane, entry.job.id, "lapsed", text)
+            return
+        wait_s = min(max(left_s, LOOK_LEAST_S), LOOK_S)
+        entry.timer = asyncio.get_running_loop().call_later(wait_s, self._watch, lane, entry)
+
+    def _begin(self, lane: Lane) -> None:
+        """Begin what can be begun, oldest first."""
+        if self._stopping or not self._open:
+            return
+        for entry in list(lane.waiting.values()):
+            if len(lane.running) >= lane.places:
+                return
+            if entry.fetch is not None or self._is_over(lane, entry):
+                continue
+            if self._is_ready(lane, entry):
+                entry.let_go()
+                lane.running[entry.job.id] = lane.waiting.pop(entry.job.id)
+                self._go(self._do(lane, entry))
+
+    def _is_over(self, lane: Lane, entry: Entry) -> bool:
+        if entry.lapse_at is not None and entry.lapse_at <= self._clock.boottime():
+            entry.let_go()
+            self._watch(lane, entry)
+        return entry.job.id not in lane.waiting
+
+    def _is_ready(self, lane: Lane, entry: Entry) -> bool:
+        """Whether its module is here. If not, it is being fetched from now on, or the job has ended."""
+        job = entry.job
+        if not job.digest or self._service(job) is not None:
+            return True
+        try:
+            entry.module = self._shelf.find(job.module, job.version, job.digest)
+        except InputError as error:
+            self._conclude(lane, job.id, "bad-job", error.text)
+            return False
+        if entry.module is None:
+            entry.fetch = self._go(self._fetch(lane, entry))
+        return entry.module is not None
+
+    def _service(self, job: Job) -> Services | None:
+        """Whom to ask, when the module is a service that is kept running here."""
+        services = self._services()
+        return services if services is not None and job.module in services.states() else None
+
+    async def _fetch(self, lane: Lane, entry: Entry) -> None:
+        job = entry.job
+        try:
+            async with self._fetching, asyncio.timeout(FETCH_MOST_S):
+                await self._fetch_until_there(job)
+        except TimeoutError:
+            text = f"cannot fetch module {job.module} {job.version} within {FETCH_MOST_S:g} s"
+            self._conclude(lane, job.id, "no-module", text)
+        except InstarError as error:
+            self._conclude(lane, job.id, "no-module", f"{error.text} ({error.code})")
+        finally:
+            entry.fetch = None
+        self._begin(lane)
+
+    async def _fetch_until_there(self, job: Job) -> None:
+        """Only a server that cannot be reached, or has passing trouble, is asked again."""
+        backoff = Backoff(*FETCH_RETRY)
+        while True:
+            try:
+                await self._shelf.fetch(job.module, job.version, job.digest, job.target, FETCH_MOST_S)
+                return
+            except ServerUnreachable as error:
+                wait_s = backoff.next(self._random01())
+                log.warning("job %s: %s; next try in %.1f s", job.id, error.text, wait_s)
+                await asyncio.sleep(wait_s)
+
+    # --- running
+
+    async def _do(self, lane: Lane, entry: Entry) -> None:
+        job = entry.job
+        try:
+            result = await self._result(lane, entry)
+        except asyncio.CancelledError:
+            from instar.agent.running import STOPPED, failure
+
+            self._keep(lane, failure(job.id, "interrupted", STOPPED))
+            raise
+        finally:
+            del lane.running[job.id]
+        self._keep(lane, result)
+        log.info("job %s (%s): %s", job.id, job.module, "ok" if result.ok else result.reason)
+        self._begin(lane)
+
+    async def _result(self, lane: Lane, entry: Entry) -> Result:
+        from instar.agent.output import JobOutput
+        from instar.agent.running import ask_job, failure, run_job
+
+        job, services, output = entry.job, self._service(entry.job), JobOutput(entry.job.id, self._send)
+
+        def before() -> None:
+            lane.store.start(job.id)
+
+        try:
+            if services is not None:
+                return await ask_job(job, services, output.heed, before, entry.stop)
+            if entry.module is not None and entry.module.manifest.mode != "oneshot":
+                text = f"cannot ask {job.module}: it is a service, and none of that name is kept running here"
+                return failure(job.id, "no-module", text)
+            if entry.module is not None:
+                self._shelf.mark_used(entry.module)
+            async with self._folder(entry) as cwd:
+                return await run_job(job, self._runners, cwd, entry.module, output.heed, before, entry.stop)
+        except InstarError as error:  # the disk: it was not begun
+            log.error("job %s: %s", job.id, error)
+            return failure(job.id, error.code, f"cannot run job: {error.text}")
+        except OSError as error:
+            return failure(job.id, "no-runner", f"cannot make a folder for the job: {error.strerror}")
+        finally:
+            output.end()
+
+    @contextlib.asynccontextmanager
+    async def _folder(self, entry: Entry) -> AsyncIterator[Path]:
+        """The run's working folder: of its own, but for what rides in the program and writes nothing."""
+        if entry.module is None:
+            yield Path("/")
+            return
+        if self._scratch is None:
+            from instar.host.scratch import Scratch
+
+            self._scratch = Scratch(self._scratch_folder)
+        path = await self._scratch.make()
+        try:
+            yield path
+        finally:
+            await self._scratch.drop(path)
+
+    # --- ending
+
+    def _conclude(self, lane: Lane, job_id: str, code: str, reason: str) -> None:
+        """End a job that was not begun."""
+        entry = lane.waiting.pop(job_id, None)
+        if entry is not None:
+            entry.let_go()
+        log.info("job %s: %s", job_id, reason)
+        self._keep(lane, Result(job_id, ok=False, code=code, reason=reason[:1000]))
+
+    def _keep(self, lane: Lane, result: Result) -> None:
+        """Store the result, then send it. One that the disk does not take is sent all the same."""
+        try:
+            lane.store.finish(result)
+        except MachineError as error:
+            log.error("the result of job %s is not on the disk: %s", result.id, error)
+        self._send(result)
+
+    def _repeat(self, lane: Lane, job_id: str) -> None:
+        if not self._resend(lane, job_id) and lane is self._durable:
+            self._send(Taken(job_id))
+
+    def _resend(self, lane: Lane, job_id: str) -> bool:
         result = lane.store.result(job_id)
         if result is not None:
             self._send(result)
+        return result is not None
+
+    def _refuse(self, job_id: str, why: str) -> None:
+        self._send(Result(job_id, ok=False, reason=f"cannot take job: {why}", code="not-taken"))
+
+    # --- tasks
+
+    def _entries(self) -> Iterator[Entry]:
+        for lane in self._lanes:
+            yield from lane.waiting.values()
+
+    def _go(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._gone)
+        return task
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not self._fault.done():
+            self._fault.set_exception(error)  # a fault of ours must not look like a job that never ends
 
 
-async def run_job(job: Job, command: list[str], cwd: Path = Path("/")) -> Result:
-    """Run one job in a runner process and say what came of it. Never raises for what the runner does."""
-    deadline_s = min(max(job.deadline_s, LEAST_DEADLINE_S), MOST_DEADLINE_S)
-    request = {"v": 1, "module": job.module, "args": job.args, "limits": {"seconds": deadline_s}}
-    try:
-        outcome = await run_child(command, json.dumps(request).encode(), deadline_s, MAX_FRAME, cwd)
-    except OSError as error:
-        return Result(job.id, ok=False, reason=f"cannot start a runner: {error.strerror or error}")
-    reply, reason = _judge(outcome, deadline_s)
-    result = Result(
-        id=job.id,
-        ok=not reason,
-        reply=reply,
-        exit_code=outcome.exit_code,
-        signal=outcome.signal,
-        seconds=outcome.seconds,
-        max_rss=outcome.max_rss,
-        stderr=outcome.stderr,
-        reason=reason,
-    )
-    try:
-        encode(result)
-    except InputError as error:
-        seconds = outcome.seconds
-        return Result(job.id, ok=False, exit_code=outcome.exit_code, seconds=seconds, reason=error.text)
-    return result
-
-
-def _judge(outcome: Outcome, deadline_s: float) -> tuple[dict[str, Any], str]:
-    """(reply, why the job failed). Good is only: exit 0 with a whole, readable reply."""
-    if outcome.cut == "deadline":
-        return {}, f"cannot run job: expected an end within {deadline_s:g} s, got none; it was killed"
-    if outcome.cut:
-        return {}, f"cannot run job: expected at most {MAX_FRAME} bytes of reply, got more; it was killed"
-    if outcome.signal:
-        return {}, f"cannot run job: the runner was ended by {_signal_name(outcome.signal)}"
-    try:
-        answer = json.loads(outcome.output)
-        good, error = answer.get("ok"), answer.get("error", {})
-        if outcome.exit_code == 0 and good is True and isinstance(answer["reply"], dict):
-            return answer["reply"], ""
-        if good is False:
-            return {}, f"{error['text']!s:.500} ({error['code']!s:.64})"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # said below, with what the exit code was
-    got = "no reply" if not outcome.output else "no readable reply"
-    return {}, f"cannot run job: expected exit 0 and a reply, got exit {outcome.exit_code} and {got}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _tell(stop: asyncio.Future[str], why: str) -> None:
+    if not stop.done():
+        stop.set_result(why)

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
             reach("agent:locked")
             again = asyncio.run(_reside(layout, program))
         if again:
-            _become_launcher(layout, program)
+            _become_launcher(layout, program, args)
         _leave()
     except InstarError as error:
         print(f"{error.text} ({error.code})", file=sys.stderr, flush=True)
@@ -159,15 +159,28 @@ def _wire_modules(layout: Layout, program: Program, clock: Clock, agent: Residen
         return Commands(CommandStore(layout.commands), agent.modules.need(), agent, clock)
 
     agent.modules, agent.commands = Late(supervisor), Late(commands)
-    if _any(layout.modules, "*/current") or _any(layout.modules, "*/process.json"):
+    if _has_modules(layout):
         agent.modules.need()
-    if _any(layout.commands, "*.json"):
+    if _has_commands(layout):
         agent.commands.need()
     return runners
 
 
-def _any(folder: Path, pattern: str) -> bool:
-    return folder.is_dir() and any(True for _ in folder.glob(pattern))
+def _has_modules(layout: Layout) -> bool:
+    """Whether there is a service module, or a process that one left behind."""
+    try:
+        places = [layout.module(name) for name in os.listdir(layout.modules)]
+    except OSError:
+        return False
+    return any(place.current.is_symlink() or place.process.exists() for place in places)
+
+
+def _has_commands(layout: Layout) -> bool:
+    """Whether there is one that has not ended, or whose end the server does not know."""
+    try:
+        return any(name.endswith(".json") for name in os.listdir(layout.commands))
+    except OSError:
+        return False
 
 
 async def _stop_modules(agent: Resident) -> None:
@@ -180,10 +193,10 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task], timeout=END_WITHIN_S)
 
 
-def _become_launcher(layout: Layout, program: Program) -> None:
+def _become_launcher(layout: Layout, program: Program, args: Options) -> None:
     from instar.agent.again import become_launcher
 
-    become_launcher(layout, program.command("agent", *sys.argv[2:]))
+    become_launcher(layout, program, ["--log", args.log, "--lock-within", str(args.lock_within)])
 
 
 def _leave() -> None:

@@ -2,8 +2,8 @@
 
 A warm one is forked by the fork server (warm.py), which is started at the first warm run and ended
 IDLE_S after the last. For SPARE_S after each run a spare child is kept: forked already and in its
-place, so that the next job waits for neither. Where the fork server cannot be had, runs start cold. Services always do: the
-end of a fork server would end what it has forked.
+place, so that the next job waits for neither. Where the fork server cannot be had, runs start cold.
+Services always do: the end of a fork server would end what it has forked.
 
 Nothing is started, and little imported, before the first run.
 """
@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instar.agent.places import Place
-    from instar.agent.spawn import Ends, Run
+    from instar.agent.spawn import Child, Ends, Run
     from instar.agent.warm import ForkServer, WarmChild
     from instar.host.cgroups import Groups
 
 IDLE_S = 60.0  # without a run; then the fork server ends
 SPARE_S = 20.0  # a runner waits 30 s for its first line
-FORK_WITHIN_S = 5.0  # for an answer of the fork server, its own start included
+FORK_WITHIN_S = 10.0  # for an answer of the fork server, its own start included
 COLD_FOR_S = 30.0  # after a fork server that failed, before the next one is started
 CLOSE_WITHIN_S = 5.0
 LATE_EVERY_S = 1.0  # how often one that did not die in time is looked for
@@ -107,7 +107,7 @@ class Runners:
         place = self._place(name)
         ends = Ends()
         try:
-            child = await self._fork(ends) if warm else None
+            child: Child | None = await self._fork(ends) if warm else None
             if child is None:
                 child = start_cold(self._command, ends, cwd, str(module.get("name", "")))
         except BaseException:
@@ -115,11 +115,11 @@ class Runners:
             await place.leave()
             raise
         ends.given()
-        run = Run(child, ends, await self._put(place, child.pid), self._over)
+        run = Run(child, ends, self._put(place, child.pid), self._over)
         self._runs.add(run)
         return run
 
-    async def _put(self, place: Place, pid: int) -> Place:
+    def _put(self, place: Place, pid: int) -> Place:
         """The place that `pid` is in. Nothing of a module runs yet."""
         from instar.agent.places import MarkPlace
         from instar.host.marks import Mark
@@ -128,7 +128,7 @@ class Runners:
             place.put(pid)
         except OSError as error:
             log.warning("runner %d has no cgroup: %s", pid, error.strerror)
-            await place.leave()
+            self._later(_leave(place))
             place = MarkPlace(Mark.unique(self._number))
             place.put(pid)
         return place
@@ -143,7 +143,10 @@ class Runners:
             assert self._server is not None
             return await _forked(self._server.fork(ends))
         except OSError as error:  # TimeoutError is one
-            log.warning("starting runners cold for %g s: %s", COLD_FOR_S, error or "no answer")
+            if isinstance(error, BlockingIOError) and self.warm_pid:  # it lives, and cannot fork just now
+                log.warning("starting a runner cold: %s", error)
+                return None
+            log.warning("starting runners cold for %g s: %s", COLD_FOR_S, str(error) or "no answer")
             self._cold_until = time.monotonic() + COLD_FOR_S
             self._later(self._end_server())
             return None
@@ -206,11 +209,15 @@ class Runners:
             return
         with contextlib.suppress(OSError):
             run = await self._new({}, Path("/"), warm=True)
-            if self._spare is not None or not run.warm or self._closed:
+            if self._can_spare(run):
+                self._spare = run
+            else:
                 await _end(run)
                 return
-            self._spare = run
             self._spare_end = asyncio.get_running_loop().call_later(SPARE_S, self._drop_spare)
+
+    def _can_spare(self, run: Run) -> bool:
+        return run.warm and self._spare is None and not self._closed
 
     def _over(self, run: Run, gone: bool) -> None:
         self._runs.discard(run)
@@ -242,7 +249,7 @@ class Runners:
             await server.close()
 
     async def _wait_for(self, run: Run) -> None:
-        while not run.reap_late():
+        while not await run.end_late():
             await asyncio.sleep(LATE_EVERY_S)
 
     def _later(self, work: Any) -> None:
@@ -260,6 +267,10 @@ async def _forked(child: WarmChild) -> WarmChild:
         child.abandon()
         raise
     return child
+
+
+async def _leave(place: Place) -> None:
+    await place.leave()
 
 
 async def _end(run: Run) -> None:

@@ -23,6 +23,7 @@ from instar.agent.places import Place
 
 STDERR_TAIL = 4_096  # bytes
 STDERR_MOST = 16 << 20  # bytes of one job; one that says more is ended
+OUTPUT_SLACK = 16_384  # bytes
 POLL_S = 0.02  # where the kernel has no pidfd
 REAP_WITHIN_S = 5.0  # for a killed process to be gone
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -165,7 +166,8 @@ class Run:
         self._place.limit(memory, processes)
         self._ends.control.heed = heed
         if request.get("do") != "serve":  # a service may speak for years; control.py bounds how fast
-            self._ends.control.most = int(limits.get("output", 0))
+            output = int(limits.get("output", 0))  # the runner notices first, and can say so
+            self._ends.control.most = output + OUTPUT_SLACK if output else 0
             self._ends.tail.most = STDERR_MOST
         if processes:
             self._look_later(processes)
@@ -221,12 +223,12 @@ class Run:
         self._over(self, gone and ending.clean)
         return self._outcome
 
-    def reap_late(self) -> bool:
-        """For one that was not gone in time: whether it is now."""
+    async def end_late(self) -> bool:
+        """For one that was not gone in time: whether it is now, with all that it started."""
         if self._child.reap() is None and not self._child.lost():
             return False
         self._child.close()
-        return True
+        return (await self._place.leave()).clean
 
     def _too_much(self) -> None:
         if self._child.ended.done():
@@ -290,7 +292,9 @@ def _descriptors(null: int, control: int, stderr: int) -> list[tuple[Any, ...]]:
     """
     taken = (control, stderr, null)
     free = [fd for fd in range(CONTROL + 1, CONTROL + 2 * len(taken) + 1) if fd not in taken][: len(taken)]
-    moves = [(os.POSIX_SPAWN_DUP2, old, new) for old, new in zip(taken, free, strict=True)]
+    moves: list[tuple[Any, ...]] = [
+        (os.POSIX_SPAWN_DUP2, old, new) for old, new in zip(taken, free, strict=True)
+    ]
     places = [(free[2], 0), (free[1], 1), (free[1], 2), (free[0], CONTROL)]
     moves += [(os.POSIX_SPAWN_DUP2, old, new) for old, new in places]
     moves += [(os.POSIX_SPAWN_CLOSE, fd) for fd in free]

@@ -1,24 +1,38 @@
 """Jobs and results that outlive this process, and those that need not.
 
     jobs/inbox/<number>.<id>.json     received, not started; the number keeps the order
-    jobs/running/<number>.<id>.json   started; found at start-up, it was interrupted and is not run again
+    jobs/running/<number>.<id>.json   started; one without a result that is found at start-up was interrupted
     jobs/outbox/<id>.json             its result; kept until the server has acknowledged it
     jobs/done/<id>.json               acknowledged; the newest KEPT of them, so that a late repeat is known
 
-Each file holds one frame, as on the wire. A file that cannot be read is set aside as `.unreadable`.
-So a job with an id runs at most once, and its result is sent at least once.
+A file holds lines: the job's frame as on the wire, `{"received": <unix time>}`, and once there is one the
+result's frame. The result is what counts, wherever the file lies; a last line without its end was torn.
+A file with the frame alone, as older agents wrote it, is good. One that cannot be read is set aside as
+`.unreadable`. So a job with an id runs at most once, and its result is sent at least once.
+
+What is synced, and what for (a kill needs none of it, a power cut all):
+
+    receive   the file, then inbox/         before `taken` is sent: the server does not send it again
+    start     running/                      before the module runs: it is not run a second time. The rename is
+                                            one change; were both names found, the one in running/ counts
+    finish    the file, to which the result is added     before the result is sent: it never changes any more.
+                                            The move to outbox/ is for people, and for quick looks: not synced
+    ack       nothing: a move to done/ that is lost costs one more sending of a stored result
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from instar.core.errors import InputError, InstarError
-from instar.host.files import DISK, failed, make_folder, remove, write_atomic
+from instar.core.errors import InputError, InstarError, MachineError
+from instar.host.files import DISK, Disk, failed, make_folder, write_atomic
 from instar.host.points import reach
 from instar.wire.codec import decode, encode
 from instar.wire.messages import Job, Result
@@ -26,6 +40,14 @@ from instar.wire.messages import Job, Result
 KEPT = 256  # acknowledged results that are remembered
 MOST_HELD = 256  # jobs and unacknowledged results together
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")  # also a file name
+ENDED = "cannot finish job: the agent ended while it ran; it is not run again"
+
+
+class Waiting(NamedTuple):
+    """A job that has not been started. `received` is unix time, 0 when nobody noted it."""
+
+    job: Job
+    received: float
 
 
 class Store(Protocol):
@@ -77,132 +99,229 @@ class MemoryStore:
         return len(self._open)
 
 
-class DiskStore:
-    """The durable one. Raises MachineError when the disk fails; what was stored before stays."""
+class Entry(NamedTuple):
+    """What a file holds. `frame` is its first line; an old outbox file has the result there."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    frame: Job | Result
+    received: float
+    result: Result | None
+
+
+class DiskStore:
+    """The durable one. Raises MachineError when the disk fails; what was stored before stays.
+
+    `wall` is unix time, for when a job was received.
+    """
+
+    def __init__(self, folder: Path, wall: Callable[[], float] = time.time, disk: Disk = DISK) -> None:
+        self._folder, self._wall, self._disk = folder, wall, disk
         for name in ("inbox", "running", "outbox", "done"):
-            make_folder(folder / name, 0o700)
-        self._inbox = self._names("inbox")
-        self._running = self._names("running")
-        self._outbox = [path.stem for path in self._by_age("outbox")]
-        self._done = [path.stem for path in self._by_age("done")]
-        numbers = [int(name.split(".")[0]) for name in (*self._inbox.values(), *self._running.values())]
+            make_folder(folder / name, 0o700, disk)
+        self._inbox = self._by_number("inbox")
+        self._running = self._by_number("running")
+        self._outbox = self._by_age("outbox")
+        self._done = self._by_age("done")
+        self._unwritten: dict[str, Result] = {}
+        numbers = [int(path.name.split(".")[0]) for path in (*self._inbox.values(), *self._running.values())]
         self._next = max(numbers, default=0) + 1
         self._forget_old()
 
-    def recover(self) -> list[Job]:
+    def recover(self) -> list[Waiting]:
         """Once, at start-up: end what was interrupted, return what waits, in the order of arrival."""
-        for job_id, name in list(self._running.items()):
-            if job_id in self._outbox:  # killed between writing the result and removing the job
-                self._drop_job(job_id)
-                continue
-            found = self._read(self._folder / "running" / name)
-            if found is None:
+        self._drop_doubles()
+        for job_id, path in list(self._running.items()):
+            entry = self._read(path, job_id)
+            if entry is None:
                 del self._running[job_id]
+            elif entry.result is not None:
+                self._settle(job_id)
             else:
-                reason = "cannot finish job: the agent ended while it ran; it is not run again"
-                self.finish(Result(job_id, ok=False, reason=reason))
-        jobs = []
-        for job_id, name in list(self._inbox.items()):
-            job = self._read(self._folder / "inbox" / name)
-            if isinstance(job, Job) and job.id == job_id:
-                jobs.append(job)
-            else:
+                with contextlib.suppress(MachineError):  # a full disk must not keep the agent from starting
+                    self.finish(Result(job_id, ok=False, reason=ENDED, code="interrupted"))
+        waiting = []
+        for job_id, path in list(self._inbox.items()):
+            entry = self._read(path, job_id)
+            if entry is None:
                 del self._inbox[job_id]
-        return jobs
+            elif entry.result is not None:
+                self._settle(job_id)
+            elif isinstance(entry.frame, Job):
+                waiting.append(Waiting(entry.frame, entry.received))
+        return waiting
 
     def known(self, job_id: str) -> bool:
-        return any(job_id in place for place in (self._inbox, self._running, self._outbox, self._done))
+        places = (self._inbox, self._running, self._outbox, self._done, self._unwritten)
+        return any(job_id in place for place in places)
 
     def receive(self, job: Job) -> None:
-        name = f"{self._next:012d}.{job.id}.json"
-        write_atomic(self._folder / "inbox" / name, encode(job).encode(), 0o600)
+        path = self._folder / "inbox" / f"{self._next:012d}.{job.id}.json"
+        note = json.dumps({"received": round(self._wall(), 3)})
+        write_atomic(path, f"{encode(job)}\n{note}\n".encode(), 0o600, self._disk)
         self._next += 1
-        self._inbox[job.id] = name
+        self._inbox[job.id] = path
         reach("job:received")
 
     def start(self, job_id: str) -> None:
-        name = self._inbox[job_id]
-        self._move(f"inbox/{name}", f"running/{name}")
-        self._running[job_id] = self._inbox.pop(job_id)
+        old = self._inbox.get(job_id)
+        if old is None:
+            return
+        new = self._folder / "running" / old.name
+        try:
+            self._disk.rename(old, new)
+            self._disk.sync_folder(new.parent)
+        except OSError as error:
+            raise failed("move", old, error) from error
+        self._running[job_id] = new
+        del self._inbox[job_id]
         reach("job:started")
 
     def finish(self, result: Result) -> None:
-        write_atomic(self._folder / "outbox" / f"{result.id}.json", encode(result).encode(), 0o600)
-        if result.id not in self._outbox:
-            self._outbox.append(result.id)
+        """A result that the disk has no room for is kept in memory, sent, and the error raised all the same."""
+        path = self._running.get(result.id) or self._inbox.get(result.id)
+        line = f"\n{encode(result)}\n".encode()  # what an earlier write left half done ends here
+        try:
+            if path is None:  # cancelled before it came
+                path = self._folder / "outbox" / f"{result.id}.json"
+                write_atomic(path, line, 0o600, self._disk)
+                self._outbox[result.id] = path
+            else:
+                self._disk.append(path, line, 0o600)
+        except (OSError, MachineError) as error:
+            self._unwritten[result.id] = result
+            if isinstance(error, OSError):
+                raise failed("write", path or self._folder, error) from error
+            raise
         reach("job:finished")
-        self._drop_job(result.id)
+        self._settle(result.id)
 
     def acknowledged(self, job_id: str) -> None:
-        if job_id in self._outbox:
-            self._move(f"outbox/{job_id}.json", f"done/{job_id}.json")
-            self._outbox.remove(job_id)
-            self._done.append(job_id)
-            self._forget_old()
+        path = self._outbox.get(job_id) or self._running.get(job_id) or self._inbox.get(job_id)
+        if path is None or not (job_id in self._outbox or job_id in self._unwritten):
+            return
+        done = self._folder / "done" / f"{job_id}.json"
+        try:
+            self._disk.rename(path, done)
+        except FileNotFoundError:
+            pass  # a person tidied up
+        except OSError as error:
+            raise failed("move", path, error) from error
+        for place in (self._outbox, self._running, self._inbox, self._unwritten):
+            place.pop(job_id, None)
+        self._done[job_id] = done
+        self._forget_old()
 
     def result(self, job_id: str) -> Result | None:
-        if job_id not in self._outbox:
+        path = self._outbox.get(job_id)
+        if path is None:
+            return self._unwritten.get(job_id)
+        entry = self._read(path, job_id)
+        if entry is None or entry.result is None:
+            del self._outbox[job_id]
             return None
-        found = self._read(self._folder / "outbox" / f"{job_id}.json")
-        if isinstance(found, Result):
-            return found
-        self._outbox.remove(job_id)
-        return None
+        return entry.result
 
     def unacknowledged(self) -> list[str]:
-        return list(self._outbox)
+        return [*self._outbox, *self._unwritten]
 
     def held(self) -> int:
         return len(self._inbox) + len(self._running) + len(self._outbox)
 
-    def _drop_job(self, job_id: str) -> None:
-        for folder, names in (("running", self._running), ("inbox", self._inbox)):
-            name = names.pop(job_id, None)
-            if name is not None:
-                remove(self._folder / folder / name)
+    def _settle(self, job_id: str) -> None:
+        """Its result is on the disk: show that by where the file lies."""
+        old = self._running.pop(job_id, None) or self._inbox.pop(job_id, None)
+        if old is None:
+            return
+        new = self._folder / "outbox" / f"{job_id}.json"
+        try:
+            self._disk.rename(old, new)
+        except OSError:  # no room for the name: it counts where it is
+            new = old
+        self._outbox[job_id] = new
+
+    def _drop_doubles(self) -> None:
+        """Of a job found in two places, the later place counts: older agents wrote first and removed then."""
+        for place, later in (
+            (self._outbox, (self._done,)),
+            (self._running, (self._outbox, self._done)),
+            (self._inbox, (self._running, self._outbox, self._done)),
+        ):
+            for job_id in [name for name in place if any(name in after for after in later)]:
+                with contextlib.suppress(OSError):
+                    self._disk.unlink(place[job_id])
+                del place[job_id]
 
     def _forget_old(self) -> None:
         while len(self._done) > KEPT:
+            job_id = next(iter(self._done))
             with contextlib.suppress(OSError):  # only a memory of what is over
-                os.unlink(self._folder / "done" / f"{self._done[0]}.json")
-            del self._done[0]
+                self._disk.unlink(self._done[job_id])
+            del self._done[job_id]
 
-    def _move(self, old: str, new: str) -> None:
-        source, target = self._folder / old, self._folder / new
-        try:
-            DISK.rename(source, target)
-            DISK.sync_folder(target.parent)
-            DISK.sync_folder(source.parent)
-        except OSError as error:
-            raise failed("move", source, error) from error
-
-    def _names(self, folder: str) -> dict[str, str]:
-        """Job id → file name, in the order of arrival."""
+    def _by_number(self, folder: str) -> dict[str, Path]:
+        """Job id → file, in the order of arrival. What a write left half done is removed."""
         found = {}
         for name in sorted(os.listdir(self._folder / folder)):
             number, _, rest = name.partition(".")
             job_id = rest.removesuffix(".json")
             if number.isdigit() and rest.endswith(".json") and JOB_ID.match(job_id):
-                found[job_id] = name
+                found[job_id] = self._folder / folder / name
+            elif name.startswith(".") and name.endswith(".new"):
+                with contextlib.suppress(OSError):
+                    self._disk.unlink(self._folder / folder / name)
         return found
 
-    def _by_age(self, folder: str) -> list[Path]:
+    def _by_age(self, folder: str) -> dict[str, Path]:
         paths = [p for p in (self._folder / folder).glob("*.json") if JOB_ID.match(p.stem)]
-        return sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name))
+        return {p.stem: p for p in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name))}
 
-    def _read(self, path: Path) -> Job | Result | None:
+    def _read(self, path: Path, job_id: str) -> Entry | None:
+        """What `path` holds about `job_id`; None, and the file set aside, when that is nothing."""
         try:
-            found = decode(path.read_bytes())
-            if isinstance(found, (Job, Result)):
-                return found
-        except (OSError, InstarError):
+            entry = _parse(path.read_bytes())
+            if entry is not None and entry.frame.id == job_id:
+                return entry
+        except OSError:
             pass
         with contextlib.suppress(OSError):
             os.replace(path, path.with_suffix(".unreadable"))
         return None
+
+
+def _parse(data: bytes) -> Entry | None:
+    first, *others = data.strip(b"\n").split(b"\n") if data.endswith(b"\n") else _whole_lines(data)
+    frame = _frame(first)
+    if frame is None:
+        return None
+    received, result = 0.0, frame if isinstance(frame, Result) else None
+    for line in others:
+        found = _frame(line)
+        if isinstance(found, Result) and found.id == frame.id:
+            result = result or found
+        elif found is None:
+            received = received or _received(line)
+    return Entry(frame, received, result)
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    """Without the last line, which was torn, unless it is the only one: older agents ended none."""
+    lines = data.strip(b"\n").split(b"\n")
+    return lines[:-1] if len(lines) > 1 else lines
+
+
+def _frame(line: bytes) -> Job | Result | None:
+    try:
+        found = decode(line)
+    except InstarError:
+        return None
+    return found if isinstance(found, (Job, Result)) else None
+
+
+def _received(line: bytes) -> float:
+    try:
+        note = json.loads(line)
+        return float(note["received"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return 0.0
 
 
 def check_job_id(job_id: str) -> None:

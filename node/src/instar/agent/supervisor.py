@@ -18,7 +18,7 @@ from instar.agent.service import Service, Starter
 from instar.agent.strays import end_stray
 from instar.core.commands import STOP_SHARE
 from instar.core.depends import dependents, depths, faults
-from instar.core.errors import InputError, ReleaseError
+from instar.core.errors import InputError, InstarError, ReleaseError
 from instar.core.lifecycle import COMING, SERVES, SHOWN, UP, State
 from instar.host.clock import Clock
 from instar.host.layout import Layout
@@ -59,14 +59,15 @@ class Supervisor:
         try:
             for module in self._shelf.services().values():
                 self._add(module)
-            await self._end_forgotten()
             self._loaded.set()
             self._change()
             for name in list(self._services):
                 self._start(name)
-            while True:
-                self._raise_fault()
-                await self._pulse.wait()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._end_forgotten())
+                while True:
+                    self._raise_fault()
+                    await self._pulse.wait()
         finally:
             for service in self._services.values():
                 service.end_now()
@@ -96,14 +97,19 @@ class Supervisor:
         """
         end = self._clock.monotonic() + deadline_s
         await self._until(self._loaded.is_set, end)
-        await self._until(lambda: not self._is_coming(name), end)
-        service = self._services.get(name)
-        if service is None:
-            raise InputError("no-module", f"cannot ask {name}: expected a service module of this node")
-        if service.state not in SERVES:
-            why = service.error or f"it is {service.state.value}"
-            raise ReleaseError("module-failed", f"cannot ask {name}: it does not run: {why}")
-        return await service.ask(args, max(end - self._clock.monotonic(), 0.001), heed)
+        while True:
+            await self._until(lambda: not self._is_coming(name), end)
+            service = self._services.get(name)
+            if service is None:
+                raise InputError("no-module", f"cannot ask {name}: expected a service module of this node")
+            if service.state not in SERVES:
+                why = service.error or f"it is {service.state.value}"
+                raise ReleaseError("module-failed", f"cannot ask {name}: it does not run: {why}")
+            try:
+                return await service.ask(args, max(end - self._clock.monotonic(), 0.001), heed)
+            except InstarError as error:
+                if error.code != "stopping" or service.state in SERVES:
+                    raise  # else it was told to stop before it had begun with this
 
     # --- what commands and the updater want done
 

@@ -77,9 +77,9 @@ class WarmChild:
             self.pid, self._pidfd = pid, open_pidfd(pid)
             self.forked.set_result(pid)
 
-    def was_not_forked(self, why: str) -> None:
+    def was_not_forked(self, error: OSError) -> None:
         if not self.forked.done() and not self._abandoned:  # else nobody would take the exception
-            self.forked.set_exception(OSError(f"the fork server did not fork: {why[:200]}"))
+            self.forked.set_exception(error)
 
     def has_ended(self, usage: Usage) -> None:
         self._usage = usage
@@ -90,7 +90,7 @@ class WarmChild:
 
     def lose(self) -> None:
         """The fork server is gone: kill it to be sure, and wait for that."""
-        self.was_not_forked("it has ended")
+        self.was_not_forked(OSError("the fork server has ended"))
         if self.ended.done():
             return
         self._lost = True
@@ -139,7 +139,10 @@ class ForkServer:
         return self._process.pid
 
     def fork(self, ends: Ends) -> WarmChild:
-        """Ask for a child. Raises OSError when it cannot even be asked."""
+        """Ask for a child. Raises OSError when it cannot even be asked.
+
+        `forked` of the child ends in BlockingIOError when the fork server lives, but cannot fork now.
+        """
         self._next += 1
         rights = struct.pack("2i", ends.line.fileno(), ends.stderr)
         message = json.dumps({"n": self._next}).encode()
@@ -183,7 +186,7 @@ class ForkServer:
             return
         if "error" in message:
             del self._children[number]
-            child.was_not_forked(str(message["error"]))
+            child.was_not_forked(BlockingIOError(f"the fork server said {message['error']!a:.200}"))
         elif "status" in message:
             del self._children[number]
             child.was_forked(int(message["pid"]))

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from pathlib import Path
 
-
 EVERY_S = 15.0
 CHILD_WITHIN_S = 60.0
 

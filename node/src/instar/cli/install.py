@@ -250,6 +250,7 @@ CONFIG = """\
 
 [wake]
 # port = 7611          # a TCP connection to it makes the node phone home now; 0: no port
-# trusted = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16", "::1/128", "fc00::/7", "fe80::/10"]
+# trusted = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16",
+#            "::1/128", "fc00::/7", "fe80::/10"]  # networks and addresses that may do that
 # every_s = 1.0        # at most once in so many seconds
 """

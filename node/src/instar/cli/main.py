@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from instar.cli import control, install, show
-from instar.core.errors import InstarError, MachineError
+from instar.cli import control, install, restart, show
+from instar.core.errors import InputError, InstarError, MachineError
+from instar.core.modules import module_of
+from instar.host.layout import LINES
 
 DEFAULT_STATE = Path("/var/lib/instar")
 
@@ -24,6 +26,8 @@ examples:
   instar status                       what runs, and whether it is well
   instar history                      why this node is on this version
   instar rollback                     go back to the previous release
+  instar restart                      restart the agent and its modules, losing nothing
+  instar restart --module NAME        restart one module, and what depends on it
 
 exit status: 0 done, 2 wrong usage, 3 not trusted, 4 this machine, 5 server unreachable, 6 server refused"""
 
@@ -89,19 +93,43 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", type=_count, default=20, metavar="N", help="newest N transactions (%(default)s)"
     )
     sub = command("rollback", "Go back to the previous release.", control.rollback, control.rollback_lines)
-    sub.add_argument("--line", choices=("agent", "updater"), default="agent", help="(%(default)s)")
+    sub.add_argument(
+        "--line", type=_line, default="agent", help="agent, updater or module/NAME (%(default)s)"
+    )
     sub.add_argument("--wait", type=float, default=300.0, metavar="S", help="for its end (%(default)s)")
     sub = command("quarantine", "Show or clear the releases that failed here.", control.quarantine,
                   control.quarantine_lines)  # fmt: skip
     sub.add_argument("--clear", metavar="VERSION|all", help="let it be tried again")
+    _module_commands(command)
     command("version", "Show which build this is.", show.version, show.version_lines)
     return parser
+
+
+def _module_commands(command: Any) -> None:
+    sub = command("restart", "Restart the agent and all modules, or some modules.", restart.restart,
+                  restart.restart_lines)  # fmt: skip
+    sub.add_argument(
+        "--module", action="append", default=[], metavar="NAME", help="only this one (again for more)"
+    )
+    sub.add_argument("--within", type=float, default=30.0, metavar="S",
+                     help="past this bound the rest is killed and started again (%(default)s)")  # fmt: skip
+    sub.add_argument("--wait", type=float, default=45.0, metavar="S", help="for its end (%(default)s)")
+    command("modules", "Show the service modules that run here.", restart.modules, restart.modules_lines)
 
 
 def _folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a folder")
     return Path(text).absolute()
+
+
+def _line(text: str) -> str:
+    try:
+        if text in LINES or module_of(text):
+            return text
+    except InputError as error:
+        raise argparse.ArgumentTypeError(error.text) from None
+    raise argparse.ArgumentTypeError(f"expected agent, updater or module/NAME, got {text!r}")
 
 
 def _count(text: str) -> int:

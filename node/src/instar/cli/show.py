@@ -10,6 +10,7 @@ from typing import Any
 
 from instar.core.errors import InstarError
 from instar.core.journal import timeline
+from instar.core.modules import NAME, PREFIX
 from instar.core.releases import version_of
 from instar.engine.journal import Journal, Journals
 from instar.host import processes, trials
@@ -19,6 +20,7 @@ from instar.host.line import Line
 from instar.host.program import running_program
 from instar.host.records import read_node, read_quarantine
 from instar.host.sockets import ask
+from instar.targets import module_store
 
 ASK_S = 2.0
 
@@ -31,6 +33,7 @@ def status(args: argparse.Namespace) -> dict[str, Any]:
         "server": node.server,
         "group": node.group,
         "lines": {role: _line(layout, role, clock) for role in LINES},
+        "modules": {name: found for name in _modules(layout) if (found := _module(layout, name))},
         "quarantine": [
             {"line": name.partition(":")[0], "version": e.version, "until": e.until, "reason": e.reason.text}
             for name, e in read_quarantine(layout.quarantine).items()
@@ -59,6 +62,27 @@ def _line(layout: Layout, role: str, clock: Clock) -> dict[str, Any]:
     }
 
 
+def _modules(layout: Layout) -> list[str]:
+    """Every module that has a folder here, wanted or fetched for a job."""
+    try:
+        return sorted(path.name for path in layout.modules.iterdir() if NAME.fullmatch(path.name))
+    except FileNotFoundError:
+        return []
+
+
+def _module(layout: Layout, name: str) -> dict[str, Any]:
+    """A service module's line, as the disk has it; {} for a module without one. Whether it is well: `modules`."""
+    line = Line(layout.module(name))
+    trial = trials.read(line) if layout.module(name).trial.exists() else None
+    if not line.current() and trial is None:
+        return {}
+    return {
+        "current": line.current(),
+        "previous": line.previous(),
+        "trial": trial.tx if trial and trial.open else "",
+    }
+
+
 def status_lines(answer: dict[str, Any]) -> Iterator[str]:
     yield f"node     {answer['node']}  group {answer['group']}  server {answer['server']}"
     for role, line in answer["lines"].items():
@@ -70,6 +94,9 @@ def status_lines(answer: dict[str, Any]) -> Iterator[str]:
         yield f"{role:8} {line['current'] or 'no release':28} {state}"
         if line["running"] and line["running"] != line["current"]:
             yield f"{'':8} runs {line['running']} still"
+    for name, line in answer["modules"].items():
+        state = "  on trial" if line["trial"] else ""
+        yield f"module   {line['current'] or 'no release':28} {name}{state}"
     for entry in answer["quarantine"]:
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["until"]))
         yield f"kept out {entry['line']} {entry['version']} until {until}: {entry['reason']}"
@@ -79,7 +106,31 @@ def history(args: argparse.Namespace) -> dict[str, Any]:
     layout = Layout(args.state)
     read_node(layout)
     journals = Journals(layout.journal, Clock()).read_all()
-    return {"transactions": [_transaction(journal) for journal in journals[-args.limit :]]}
+    entries = [_transaction(journal) for journal in journals]
+    entries += [entry for name in _modules(layout) if (entry := _retired(layout, name))]
+    entries.sort(key=lambda entry: float(entry["began"]))
+    return {"transactions": entries[-args.limit :]}
+
+
+def _retired(layout: Layout, name: str) -> dict[str, Any]:
+    """The end of a module that is no longer wanted, in the form of a transaction; {} when it has none."""
+    found = module_store.retirement(layout.module(name))
+    if found is None:
+        return {}
+    text = "the server does not want it on this node any more"
+    return {
+        "tx": "",
+        "line": f"{PREFIX}{name}",
+        "cause": "retire",
+        "version": "",
+        "digest": "",
+        "from_version": version_of(found.release),
+        "state": "retired",
+        "reason": {"code": "not-wanted", "text": text},
+        "began": found.wall,
+        "ended": found.wall if found.told else None,
+        "changes": [{"number": 0, "state": "retired", "wall": found.wall, "reason": text}],
+    }
 
 
 def _transaction(journal: Journal) -> dict[str, Any]:
@@ -114,7 +165,7 @@ def history_lines(answer: dict[str, Any]) -> Iterator[str]:
     for entry in answer["transactions"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["began"]))
         why = f": {entry['reason']['text']}" if entry["reason"] else ""
-        step = f"{entry['from_version']} -> {entry['version']}"
+        step = f"{entry['from_version'] or 'none'} -> {entry['version'] or 'none'}"
         yield f"{when}  {entry['line']:8} {step:24} {entry['state']}{why}"
 
 

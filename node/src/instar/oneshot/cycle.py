@@ -1,4 +1,4 @@
-"""`cycle agent --state DIR --command ID`: have the agent restarted by whoever keeps it running.
+"""`cycle agent --state DIR --command ID`: have the agent restarted in the way it was started (host/services).
 
 Started by the agent itself for a restart command (requirement W5), in a session of its own: the agent goes on
 until it is stopped, and whatever stops it cannot take this process along. An agent that has been replaced
@@ -15,7 +15,7 @@ from instar.core.errors import InputError, InstarError, MachineError
 from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.layout import Layout
-from instar.host.services import services_of
+from instar.host.services import running
 
 USAGE = "usage: instar cycle agent --state DIR --command ID"
 ROLE = "agent"
@@ -26,7 +26,7 @@ def cycle(layout: Layout, clock: Clock, asker: int) -> bool:
     process = processes.recorded(layout.process(ROLE))
     if process is not None and (process.pid != asker or not processes.alive(process, clock.boot_id())):
         return False
-    services_of(layout, clock).restart(ROLE)
+    running(layout, clock).restart(ROLE)
     return True
 
 

@@ -205,8 +205,7 @@ def main(argv: list[str]) -> int:
         options = _parse(argv)
         layout, clock = Layout(Path(options.state)), Clock()
         if options.do == "--detach":
-            ByHand(layout, clock, options.by).start("agent")
-            return 0
+            return _detach(layout, clock, options.by)
         if options.do == "--end":
             ByHand(layout, clock).stop("agent")
             return 0
@@ -236,6 +235,14 @@ def _parse(argv: list[str]) -> Options:
     except (ValueError, IndexError):
         raise InputError("usage", USAGE) from None
     return options
+
+
+def _detach(layout: Layout, clock: Clock, by: str) -> int:
+    ByHand(layout, clock, by).start("agent")
+    if not RoleLockProbe(layout.role_lock("keep")).held():
+        text = f"cannot start the keeper; its words are in {layout.run / 'keeper.log'}"
+        raise MachineError("no-keeper", text)
+    return 0
 
 
 def _keep(layout: Layout, clock: Clock) -> int:

@@ -1,7 +1,7 @@
 """Choose the release to run, count the start if it is on trial, and become it.
 
-`launch agent|updater --state DIR [OPTION …]` is what service managers start; the options are the role's. It runs from the oldest copy of
-Instar on the node, so it is older than whatever is on trial.
+`launch agent|updater --state DIR [OPTION …]` is what service managers start; the options are the role's. It
+runs from the oldest copy of Instar on the node, so it is older than whatever is on trial.
 
 Import diet: bare standard library, `core` and `host`; no ssl, no asyncio, no argparse.
 """
@@ -89,7 +89,8 @@ def become(layout: Layout, role: str, clock: Clock, options: list[str]) -> None:
 def main(argv: list[str]) -> int:
     """`launch ROLE --state DIR [OPTION …]`."""
     try:
-        if len(argv) < 3 or argv[0] not in LINES or argv[1] != "--state":
+        odd = argv[3:4] and not argv[3].startswith("--")
+        if len(argv) < 3 or argv[0] not in LINES or argv[1] != "--state" or odd:
             raise InputError("usage", "usage: instar launch agent|updater --state DIR [OPTION …]")
         become(Layout(Path(argv[2])), argv[0], Clock(), argv[3:])
     except (InstarError, OSError) as error:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from instar.core.errors import InputError, InstarError
 from instar.modules.context import Context
@@ -17,14 +18,23 @@ from instar.runner.builder import Builder
 from instar.runner.reading import Reading
 from instar.runner.wrong import ABSENT, BAD_VALUE, OK, REFUSED, Wrong
 
+TOO_MUCH = "too-much-output"  # the code of runner/line.py
 KINDS = ((type(None), 0), (bool, 1), (int, 2), (float, 3), (str, 4), (list, 5), (dict, 6))
 
 
 class Calls:
     """What one module can ask of its runner. `begin` before each call into the module, `finish` after it."""
 
-    def __init__(self, context: Context, read: tuple[str, ...], stateful: bool) -> None:
+    def __init__(
+        self,
+        context: Context,
+        read: tuple[str, ...],
+        stateful: bool,
+        give_up: Callable[[InstarError], NoReturn],
+    ) -> None:
+        """`give_up` leaves the module's code at once; `note` calls it for what must not go on."""
         self._context = context
+        self._give_up = give_up
         self._stateful = stateful
         self._read = read
         self._reading: Reading | None = None
@@ -37,8 +47,10 @@ class Calls:
         self._mistake: BaseException | None = None
 
     def note(self, mistake: BaseException) -> None:
-        """Keep the first one."""
+        """Keep the first one. A module that says too much does not come back from here."""
         self._mistake = self._mistake or mistake
+        if isinstance(mistake, InstarError) and mistake.code == TOO_MUCH:
+            self._give_up(mistake)
 
     def raise_mistake(self) -> None:
         if self._mistake is not None:

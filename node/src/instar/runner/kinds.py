@@ -9,7 +9,9 @@ as little of it as can be; it raises InstarError with one of the contract's code
 `wrong-abi`, `wrong-machine`, `not-loadable`, `no-wasmtime`, …). A module of mode `oneshot` must have `run`,
 one of mode `service` `start` and `request`; `load` refuses one that has not (`no-symbol`).
 
-Limits, Landlock, the user, environment and working folder are set before `load` is called.
+Limits, Landlock, the user, environment and working folder are set after the kind's file was imported and before
+`load` is called. So such a file imports at its top what it needs of the program: another user may not be able
+to read the program's file any more.
 
 What the methods of Loaded raise: InstarError with a code of its own (`module-failed`, `wasm-trap`, …) when the
 module said that it failed. Anything else that is raised (any BaseException) becomes `module-failed`, MemoryError
@@ -22,6 +24,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple, Protocol, cast
 
+from instar.core.errors import MachineError
 from instar.modules.context import Context
 
 KINDS = ("python", "native", "wasm")
@@ -99,7 +102,10 @@ class Kind(Protocol):
     def load(self, module: ModuleSpec, context: Context) -> Loaded: ...
 
 
-def load(module: ModuleSpec, context: Context) -> Loaded:
-    """Load `module` with the file for its kind, which is imported only now. Raises InstarError."""
-    kind = cast(Kind, importlib.import_module(f"instar.runner.{module.runs}"))
-    return kind.load(module, context)
+def find(module: ModuleSpec) -> Kind:
+    """The file for the module's kind. Raises MachineError `not-loadable` where Python lacks what it needs."""
+    try:
+        return cast(Kind, importlib.import_module(f"instar.runner.{module.runs}"))
+    except ImportError as error:
+        text = f"cannot load a {module.runs} module: this Python lacks a part: {error}"
+        raise MachineError("not-loadable", text) from error

@@ -29,7 +29,7 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 class ControlLine:
-    """Not for threads. `ended`: the agent closed its end, or is gone."""
+    """Not for threads. `ended`: no more comes; the agent closed its end, is gone, or cannot be understood."""
 
     def __init__(self, fd: int = CONTROL) -> None:
         """Raises OSError when the descriptor is not open."""
@@ -39,6 +39,7 @@ class ControlLine:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self.ended = False
+        self._lost = False  # nobody reads what we say
         os.set_blocking(fd, True)
         os.set_inheritable(fd, False)  # not for what the module starts
 
@@ -57,9 +58,10 @@ class ControlLine:
         self._check()
         view = memoryview(line)
         try:
-            while view and not self.ended:
+            while view and not self._lost:
                 view = view[os.write(self._fd, view) :]
         except (BrokenPipeError, ConnectionResetError):
+            self._lost = True
             self._end()
         return len(line)
 

@@ -13,15 +13,17 @@ What makes a load quick is made at import: the fork server imports this file onc
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-from instar.core.errors import InputError
+from instar.core.errors import InputError, InstarError
 from instar.modules.context import Context
 from instar.runner.adapt import FUNCTIONS, adapt
+from instar.runner.border import leave, tell
 from instar.runner.calls import Calls
 from instar.runner.elf import check_library
 from instar.runner.kinds import ModuleSpec
@@ -165,8 +167,18 @@ def load(module: ModuleSpec, context: Context) -> NativeModule:
         if not getattr(described, needed):
             text = f"cannot load the module: expected a {module.mode} module with '{needed}', got none"
             raise InputError("no-symbol", text)
-    calls = Calls(context, module.touches.read, module.stateful)
+    calls = Calls(context, module.touches.read, module.stateful, _leave)
     return NativeModule(library, described, calls, memory)
+
+
+def _leave(error: InstarError) -> NoReturn:
+    """End this process from within a callback, with its last line: C has no other way out of a loop."""
+    from instar.runner.line import ControlLine
+
+    tell(error.text)
+    with contextlib.suppress(InstarError, OSError):
+        ControlLine().say({"ok": False, "error": error.as_json()})
+    leave(error.exit_status)
 
 
 def _describe(memory: OwnMemory, at: int) -> ModuleStruct:

@@ -104,10 +104,9 @@ def _code(module: ModuleSpec, shown: str) -> CodeType:
         raise InstarError("not-loadable", text) from error
 
 
-def hold(path: str, shown: str) -> bool:
+def hold(path: str, shown: str) -> None:
     """Keep the code of `path` for later runs: read and compiled, nothing of it is run. For the fork server.
 
-    Returns whether that is news.
     Keyed by the bytes themselves: a file that has changed is compiled again by whoever runs it. Raises
     OSError, and what `compile` raises.
     """
@@ -116,8 +115,7 @@ def hold(path: str, shown: str) -> bool:
         source = file.read(MOST_HELD + 1)
     key = (hashlib.sha256(source).hexdigest(), shown)
     if len(source) > MOST_HELD or key in held:
-        return False
+        return
     while len(held) >= MOST_FILES:
         held.pop(next(iter(held)))
     held[key] = compile(source, shown, "exec", dont_inherit=True)
-    return True

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import gc
 import json
 import os
 import select
 import signal
 import socket
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from instar.runner import bounds, python
 from instar.runner.border import leave, show, tell
@@ -31,7 +30,6 @@ from instar.runner.request import parse
 from instar.runner.work import work
 
 MOST_MESSAGE = 4_096
-TRIES = 3
 ANNOUNCE = 4  # descriptor, in a fresh runner only
 MOST_DESCRIPTORS = 64  # this process never has that many
 FOR_MODULES = (
@@ -55,7 +53,8 @@ def serve(program: str) -> int:
 
 
 def _warm_up() -> None:
-    """In the spare: walk the ways that its run will take, so that the pages they touch are its own by then."""
+    """In a runner that waits for its first line: walk the ways that its run will take. The pages that they touch
+    are its own by then; the agent keeps one runner ahead, for which this costs no time."""
     limits = {"seconds": 1.0, "memory": 1}
     module = {"name": "x", "version": "0", "digest": "", "folder": "/", "runs": "python", "mode": "oneshot"}
     message = {"v": 1, "do": "run", "module": {**module, "entry": "x"}, "args": {}, "limits": limits}
@@ -74,16 +73,9 @@ def _preload() -> None:
             tell(f"instar: the fork server does without {name}: {error}")
 
 
-class _Spare(NamedTuple):
-    """A runner that was forked ahead. It has read nothing and run nothing yet."""
-
-    pid: int
-    line: socket.socket
-
-
 class _ForkServer:
     def __init__(self, program: str) -> None:
-        self._program = program
+        self._program, self._pid = program, os.getpid()
         self._line = socket.socket(fileno=CONTROL)
         self._line.setblocking(True)
         os.set_inheritable(CONTROL, False)
@@ -93,7 +85,6 @@ class _ForkServer:
         self._poll = select.poll()
         for fd in (CONTROL, self._ended_read):
             self._poll.register(fd, select.POLLIN)
-        self._spare: _Spare | None = None
         self._numbers: dict[int, int] = {}  # pid -> the agent's number
         self._paths: dict[int, str] = {}  # pid -> the file that it runs
 
@@ -102,7 +93,6 @@ class _ForkServer:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             while True:
-                self._make_spare()
                 ready = {fd for fd, _ in self._poll.poll()}
                 if CONTROL in ready and not self._hear():
                     return
@@ -129,61 +119,32 @@ class _ForkServer:
         try:
             number = int(json.loads(raw)["n"])
             control, errors = fds
-            pid = self._hand_over(control, errors)
+            pid = os.fork()
         except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
             self._say({"n": number, "error": f"cannot fork a runner: {error}"})
             return
+        if pid == 0:
+            self._become_runner(control, errors)
         self._numbers[pid] = number
         self._say({"n": number, "pid": pid})
 
-    def _hand_over(self, control: int, errors: int) -> int:
-        """Give the descriptors to the spare runner, or to a new one. Returns its pid; raises OSError."""
-        rights = array.array("i", [control, errors])
-        for _ in range(TRIES):
-            spare, self._spare = self._spare or self._fork(), None
-            with spare.line, contextlib.suppress(BrokenPipeError, ConnectionResetError):  # somebody killed it
-                spare.line.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-                return spare.pid
-        raise OSError(errno.ECHILD, "each one ended at once")
-
-    def _make_spare(self) -> None:
-        """Fork ahead when no run is under way: a run's own time is not the time for that."""
-        if self._spare is None and not self._numbers:
-            with contextlib.suppress(OSError):  # the next run tries again, and tells
-                self._spare = self._fork()
-
-    def _fork(self) -> _Spare:
-        """A runner that waits for its descriptors. Raises OSError."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                pid = os.fork()
-            except OSError:
-                ours.close()
-                raise
-            if pid == 0:
-                self._become_runner(theirs)
-        return _Spare(pid, ours)
-
-    def _become_runner(self, handed: socket.socket) -> NoReturn:
-        """In the child: wait for the descriptors, and from then on be as if started cold."""
+    def _become_runner(self, control: int, errors: int) -> NoReturn:
+        """In the child: from here on as if started cold."""
         status = GONE
         try:
             os.setsid()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             bounds.end_with_parent(signal.SIGKILL)
+            if os.getppid() != self._pid:  # it ended before the kernel was asked
+                leave(GONE)
+            self._line.detach()
+            announce = os.dup(self._told_write)  # it may have the place that another is to have
+            for fd, place in ((control, CONTROL), (errors, 1), (errors, 2), (announce, ANNOUNCE)):
+                os.dup2(fd, place, inheritable=place < CONTROL)
+            os.closerange(ANNOUNCE + 1, MOST_DESCRIPTORS)
             _warm_up()
-            raw, fds = _receive(handed)
-            if raw:
-                control, errors = fds
-                self._line.detach()
-                announce = os.dup(self._told_write)  # it may have the place that another is to have
-                for fd, place in ((control, CONTROL), (errors, 1), (errors, 2), (announce, ANNOUNCE)):
-                    os.dup2(fd, place, inheritable=place < CONTROL)
-                handed.detach()
-                os.closerange(ANNOUNCE + 1, MOST_DESCRIPTORS)
-                status = work(self._program, _announce)
+            status = work(self._program, _announce)
         except BaseException as error:
             show(error)
             raise
@@ -202,8 +163,6 @@ class _ForkServer:
             if number is not None:
                 cpu_s, max_rss = round(usage.ru_utime + usage.ru_stime, 6), usage.ru_maxrss * 1024
                 self._say({"n": number, "pid": found, "status": status, "max_rss": max_rss, "cpu_s": cpu_s})
-            if self._spare is not None and self._spare.pid == found:
-                self._drop_spare()
             self._learn(found, status)
 
     @staticmethod
@@ -224,13 +183,7 @@ class _ForkServer:
         path_of = self._paths.pop(pid, "")
         if path_of and status == 0:
             with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-                if python.hold(path_of, path_of):
-                    self._drop_spare()  # it was forked before and has not got it
-
-    def _drop_spare(self) -> None:
-        if self._spare is not None:
-            self._spare.line.close()
-            self._spare = None
+                python.hold(path_of, path_of)
 
     def _say(self, message: dict[str, Any]) -> None:
         self._line.sendall(json.dumps(message).encode())

@@ -21,7 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.modules.context import Context
@@ -69,12 +69,13 @@ def load(module: ModuleSpec, context: Context) -> WasmModule:
 def _read(module: ModuleSpec) -> bytes:
     try:
         with open(module.path, "rb") as file:
-            code = file.read(MOST_CODE + 1)
+            size = os.fstat(file.fileno()).st_size
+            code = file.read() if size <= MOST_CODE else b""  # read(most) would reserve it all
     except OSError as error:
         text = f"cannot load the module: expected a file that can be read, got {error.strerror}"
         raise InputError("not-loadable", text) from error
-    if not code.startswith(HEADER) or len(code) > MOST_CODE:
-        got = f"{code[:8]!r}" if len(code) <= MOST_CODE else f"over {MOST_CODE} bytes"
+    if not code.startswith(HEADER):
+        got = f"{code[:8]!r}" if size <= MOST_CODE else f"{size} bytes"
         text = f"cannot load the module: expected a WebAssembly module of version 1, got {got}"
         raise InputError("not-loadable", text)
     return code
@@ -113,7 +114,7 @@ class WasmModule:
         self._seconds = module.limits.seconds
         self._broken = ""
         self._memory = LinearMemory()
-        self._calls = Calls(context, module.touches.read, module.stateful)
+        self._calls = Calls(context, module.touches.read, module.stateful, _leave)
         self._engine, self._store = _engine(self._w, module.limits.memory)
         self._memory.store = self._store
         self._exports = self._instantiate(self._compile(code))
@@ -232,7 +233,7 @@ class WasmModule:
 
     def _enter(self, function: Any) -> Any:
         if self._broken:
-            raise InstarError("wasm-trap", f"cannot go on with the module: it trapped before: {self._broken}")
+            raise InstarError("wasm-trap", f"cannot go on with the module: it was left before: {self._broken}")
         with self._held():
             return function(self._store)
 
@@ -251,6 +252,9 @@ class WasmModule:
             raise InstarError(
                 "wasm-trap", f"cannot run the module: expected it to return, got a trap: {self._broken}"
             ) from trap
+        except InstarError as error:
+            self._broken = self._broken or error.text  # left in the middle of it
+            raise
         finally:
             timer.cancel()
             timer.join()
@@ -275,6 +279,11 @@ def _engine(w: Any, memory: int) -> tuple[Any, Any]:
     store = w.Store(engine)
     store.set_limits(memory_size=memory or -1, table_elements=MOST_TABLE, instances=1, tables=8, memories=1)
     return engine, store
+
+
+def _leave(error: InstarError) -> NoReturn:
+    """Out of the module's code: the engine unwinds it, and raises this where it was entered."""
+    raise error
 
 
 def _unsigned(function: Callable[..., Any], described: Function) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from instar.core.errors import InstarError
 from instar.modules.context import Context
 from instar.runner import bounds, kinds
 from instar.runner.border import call, flush, tell
-from instar.runner.kinds import Loaded, ModuleSpec
+from instar.runner.kinds import Kind, Loaded, ModuleSpec
 from instar.runner.line import GONE, ControlLine, Voice
 from instar.runner.reply import encode_reply
 from instar.runner.request import Request, parse
@@ -38,10 +38,15 @@ def work(program: str, announce: Callable[[ModuleSpec], None] | None = None) -> 
         message = line.first(FIRST_WITHIN_S)
         if message is None:
             return GONE
-        request = bounds.apply(parse(message, VERSION))
+        request = parse(message, VERSION)
+        kind = _import(request)
+        request = bounds.apply(request)
+        line.wait(0)
+        if line.ended:  # the agent died before the kernel was asked to end us with it
+            return GONE
         if announce is not None:
             announce(request.module)
-        _do(request, line, program)
+        _do(request, kind, line, program)
     except InstarError as error:
         return _fail(line, error, request is not None and request.do == "serve")
     except MemoryError:
@@ -50,7 +55,16 @@ def work(program: str, announce: Callable[[ModuleSpec], None] | None = None) -> 
     return 0
 
 
-def _do(request: Request, line: ControlLine, program: str) -> None:
+def _import(request: Request) -> Kind:
+    """All of the program that will be needed: the module's user may not be able to read it."""
+    if request.data:
+        import instar.host.files
+    if request.do == "serve":
+        import instar.runner.service  # noqa: F401
+    return kinds.find(request.module)
+
+
+def _do(request: Request, kind: Kind, line: ControlLine, program: str) -> None:
     module = request.module
     voice = Voice(line, module.limits.output)
     context = Context(module.name, module.version, voice.emit, program, request.data, request.args)
@@ -59,23 +73,23 @@ def _do(request: Request, line: ControlLine, program: str) -> None:
         from instar.runner.service import Service
 
         line.say({"state": "starting"})
-        Service(line, voice, _load(module, context), context).run()
+        Service(line, voice, _load(kind, module, context), context).run()
     elif request.do == "check":
-        _check(module, context)
+        _check(kind, module, context)
         answer(line, voice, b'{"ok":true,"reply":', b"{}")
     else:
-        loaded = _load(module, context)
+        loaded = _load(kind, module, context)
         returned = call("run module", loaded.run, request.args, context)
         answer(line, voice, b'{"ok":true,"reply":', reply_of(context, returned))
 
 
-def _load(module: ModuleSpec, context: Context) -> Loaded:
-    return call("load module", kinds.load, module, context)
+def _load(kind: Kind, module: ModuleSpec, context: Context) -> Loaded:
+    return call("load module", kind.load, module, context)
 
 
-def _check(module: ModuleSpec, context: Context) -> None:
+def _check(kind: Kind, module: ModuleSpec, context: Context) -> None:
     """Rehearse a module: whatever can be wrong with its code and its start shows here."""
-    loaded = _load(module, context)
+    loaded = _load(kind, module, context)
     if module.mode == "service":
         call("start module", loaded.start, context)
         call("stop module", loaded.stop, context)

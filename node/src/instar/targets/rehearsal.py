@@ -27,7 +27,6 @@ from instar.trust.module import ModuleManifest
 STATE = "state.json"  # what `context.save` keeps
 MOST_DATA = 256 << 20  # bytes that are copied; of a module that keeps more, only its state is
 MOST_S = 600.0  # whatever the manifest says of its timeouts
-SPARE_S = 5.0  # for an interpreter's start
 NOT_ITS_FAULT = ("no-wasmtime", "no-user", "bad-job")  # the machine's, or ours
 
 
@@ -39,7 +38,8 @@ def rehearse(
     `data` is its data folder, which may be absent; `scratch` is ours to make and to remove. Raises Failed with
     the runner's code, MachineError when this machine cannot rehearse.
     """
-    within_s = min(MOST_S, max(kit.settings.rehearsal.within_s, _needs_s(manifest)))
+    own_s = manifest.timeouts.ready_s + manifest.timeouts.stop_s
+    within_s = min(MOST_S, kit.settings.rehearsal.within_s + own_s)
     remove_tree(scratch, kit.disk)
     make_folder(scratch, 0o700, kit.disk)
     copy = scratch / "data"
@@ -51,10 +51,6 @@ def rehearse(
         remove_tree(scratch, kit.disk)
     _judge(said)
     return said.ended.seconds
-
-
-def _needs_s(manifest: ModuleManifest) -> float:
-    return manifest.timeouts.ready_s + manifest.timeouts.stop_s + SPARE_S
 
 
 def _judge(said: Talk) -> None:

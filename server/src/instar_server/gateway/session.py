@@ -202,7 +202,7 @@ class Session:
         except SQLAlchemyError as error:
             await self._not_stored(message, error)
 
-    async def _not_stored(self, message: Message, error: SQLAlchemyError) -> None:
+    async def _not_stored(self, message: Message, error: Exception) -> None:
         log.error("cannot store a %s of %s: %s", message.T, self.node, error)
         await self.send(Error("not-stored", f"cannot store the {message.T}; send it again later"))
 
@@ -224,7 +224,7 @@ class Session:
     async def _stored(self, message: Message, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, InstarError) as error:
             await self._not_stored(message, error)
 
     async def _result(self, result: Result) -> None:

@@ -51,7 +51,7 @@ class Known:
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self.order, self.node, self.kind = row["order_id"], row["node"], row["kind"]
-        self.deadline_s, self.lapse_at = row["deadline_s"], row["lapse_at"]
+        self.deadline_s, self.lapse_at = float(row["deadline_s"]), float(row["lapse_at"])
         self.state = State(row["state"])
         self.tail = str(row.get("output", ""))
         self.said = 0
@@ -239,12 +239,9 @@ class Delivery:
 
     async def _local(self, node: str, status: CommandStatus) -> bool:
         """A restart that somebody asked for on the node itself stands in its history."""
-        entry = restart_ended(
-            status.id[:MAX_ID], status.type, status.origin, status.status == "success", status.code, status.text, self._now()
-        )  # fmt: skip
-        await self._database.write_at_once(
-            lambda c: Events(c).append(node, History.SERVER, [entry], self._now())
-        )
+        ok, now, id_ = status.status == "success", self._now(), status.id[:MAX_ID]
+        entry = restart_ended(id_, status.type, status.origin, ok, status.code, status.text, now)
+        await self._database.write_at_once(lambda c: Events(c).append(node, History.SERVER, [entry], now))
         return True
 
     async def _word(
@@ -303,8 +300,8 @@ class Delivery:
             self._wake.set()
 
     def _ask_at(self, known: Known, now: float) -> float:
-        end = known.lapse_at + known.deadline_s + self._rules.silence_s
-        return min(now + known.deadline_s + self._rules.silence_s, end)
+        late_s: float = known.deadline_s + self._rules.silence_s
+        return min(now + late_s, known.lapse_at + late_s)
 
     def _tell(self, order: str, id_: str, node: str, state: State, at: float, **more: Any) -> None:
         body = {"kind": "row", "id": id_, "node": node, "state": str(state), "at": at, "ended": False}

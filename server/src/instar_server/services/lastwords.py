@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from instar.core.errors import MachineError
 from instar_server.domain.orders import COMMAND, OPEN
 from instar_server.services.history import History, restart_ended
 from instar_server.services.ports import Now
@@ -58,8 +60,7 @@ class LastWords:
                 while self._waiting:
                     await self._store(self._some())
         finally:
-            for _, future in self._waiting:
-                future.cancel()
+            _settle(self._waiting, MachineError("not-stored", "cannot store results: the server is stopping"))
 
     def _some(self) -> list[_Waiting]:
         """The next ones; never two of one row, since only the first of them counts."""
@@ -87,17 +88,21 @@ class LastWords:
         try:
             before = await self._database.write_at_once(write)
         except SQLAlchemyError as error:
-            for _, future in some:
-                if not future.done():
-                    future.set_exception(error)
-            return
+            _settle(some, error)
         except BaseException:
-            for _, future in some:
-                future.cancel()
+            _settle(some, MachineError("not-stored", "cannot store results: the server is stopping"))
             raise
-        for word, future in some:
-            if not future.done():
-                future.set_result(_stored(before.get(word.id)))
+        else:
+            for word, future in some:
+                if not future.done():  # who waited may have gone
+                    future.set_result(_stored(before.get(word.id)))
+
+
+def _settle(some: Iterable[_Waiting], error: Exception) -> None:
+    for _, future in some:
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # seen, also when nobody waits any more
 
 
 def _stored(row: dict[str, Any] | None) -> Stored | None:

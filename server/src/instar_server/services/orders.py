@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -26,8 +27,8 @@ from instar_server.storage.connection import Connection
 from instar_server.storage.database import Database
 from instar_server.storage.events import Events
 from instar_server.storage.orders import Orders as Stored
-from instar_server.storage.orders import Selected
 from instar_server.storage.rows import OrderRow
+from instar_server.storage.selected import Selected
 
 T = TypeVar("T")
 BUILT_IN = frozenset({"selftest"})  # modules that ride in every program
@@ -181,11 +182,12 @@ class Orders:
             order = await stored.get(id_)
             if order is None:
                 return None
-            rows = await stored.rows(id_, after, limit, PAGE_BYTES)
-            counts = (await stored.counts([id_]))[id_]
-            last = rows[-1]["node"] if rows else ""
-            more = bool(last) and await stored.more(id_, last)
-            return OrderView(order, counts, rows, last if more else None)
+            rows, more = await stored.rows(id_, after, limit, PAGE_BYTES)
+            if after or more:  # noqa: SIM108  a line each
+                counts = (await stored.counts([id_]))[id_]
+            else:
+                counts = dict(Counter(row["state"] for row in rows))
+            return OrderView(order, counts, rows, rows[-1]["node"] if more else None)
 
         return _found(await self._database.read_at_once(read), id_)
 

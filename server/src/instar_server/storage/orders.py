@@ -6,24 +6,21 @@ update, so that two that come at the same time cannot both count.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Update, bindparam, delete, func, insert, select, update
+from sqlalchemy import Table, Update, bindparam, delete, func, insert, select, update
 
 from instar_server.domain import orders as rules
 from instar_server.domain.orders import OPEN, WAITING, Event, Row, State
-from instar_server.domain.selectors import COLUMNS, Selector, narrow
-from instar_server.storage.connection import Connection
+from instar_server.storage.connection import Connection, Prepared
 from instar_server.storage.rows import OrderRow, Word
-from instar_server.storage.schema import groups, nodes, order_jobs, orders
+from instar_server.storage.schema import nodes, order_jobs, orders
 
 PART = 500  # names in one condition
 MOST_OF_NODE = 256  # rows of one node that are handed out at once, oldest first
 CANCEL_AGAIN_S = 86400.0  # a cancelled row that the node may have is told again for so long
-_COLUMN_OF = {"os": "os", "arch": "arch", "version": "agent_version", "python": "python"}
 
 # What a row of both tables needs for a decision and for its frame.
 _BOTH = (
@@ -32,59 +29,18 @@ _BOTH = (
 )  # fmt: skip
 
 
-class Selected:
-    """Who an order is for."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._c = connection
-
-    async def group_exists(self, name: str) -> bool:
-        return (await self._c.execute(select(groups.c.name).where(groups.c.name == name))).first() is not None
-
-    async def named(self, ids: Iterable[str]) -> dict[str, bool]:
-        """Those of these nodes that there are; True: revoked."""
-        wanted, found = sorted(set(ids)), {}
-        for start in range(0, len(wanted), PART):
-            some = select(nodes.c.id, nodes.c.revoked_at).where(nodes.c.id.in_(wanted[start : start + PART]))
-            found.update({row.id: row.revoked_at is not None for row in await self._c.execute(some)})
-        return found
-
-    async def nodes(self, selector: Selector) -> list[str]:
-        """Its nodes that are not revoked, by id."""
-        if selector.nodes and not selector.where:
-            return sorted(node for node, revoked in (await self.named(selector.nodes)).items() if not revoked)
-        columns = [nodes.c.id] if not selector.where else [nodes.c.id, nodes.c.facts, *_hello_columns()]
-        wanted = select(*columns).where(nodes.c.revoked_at.is_(None)).order_by(nodes.c.id)
-        if selector.group:
-            wanted = wanted.where(nodes.c.group_name == selector.group)
-        rows = await self._c.execute(wanted)
-        if not selector.where:
-            return [row.id for row in rows]
-        named = frozenset(selector.nodes)
-        return [row.id for row in rows if (not named or row.id in named) and _is_meant(row, selector)]
-
-
-def _hello_columns() -> list[Any]:
-    return [nodes.c[_COLUMN_OF[name]].label(f"h_{name}") for name in COLUMNS]
-
-
-def _is_meant(row: Any, selector: Selector) -> bool:
-    columns = {name: getattr(row, f"h_{name}") for name in COLUMNS}
-    return narrow(json.loads(row.facts), columns, selector.where)
-
-
 class Orders:
     def __init__(self, connection: Connection) -> None:
         self._c = connection
 
     async def add(self, order: OrderRow, rows: list[dict[str, Any]]) -> None:
         """`rows`: id, node, state, sends, sent_at and due_at of each."""
-        await self._c.execute(insert(orders), asdict(order))
-        await self._c.execute(insert(order_jobs), [{"order_id": order.id, **row} for row in rows])
+        await self._c.run(_ADD_ORDER, _bound(asdict(order)))
+        await self._c.run(_ADD_ROW, [_bound({"order_id": order.id, **row}) for row in rows])
 
     async def get(self, id_: str) -> OrderRow | None:
-        row = (await self._c.execute(select(orders).where(orders.c.id == id_))).mappings().first()
-        return OrderRow(**row) if row is not None else None
+        rows = await self._c.run(_ORDER, {"b_id": id_})
+        return OrderRow(**rows[0]) if rows else None
 
     async def page(self, before: str, limit: int, kind: str | None) -> list[OrderRow]:
         """Newest first, those older than the order `before`."""
@@ -105,25 +61,19 @@ class Orders:
             found[id_][state] = count
         return found
 
-    async def rows(self, id_: str, after: str, limit: int, most_bytes: int) -> list[dict[str, Any]]:
+    async def rows(
+        self, id_: str, after: str, limit: int, most_bytes: int
+    ) -> tuple[list[dict[str, Any]], bool]:
         """Rows of an order by node, those after node `after`: at most `limit`, and at most `most_bytes` of
-        results, but always one."""
-        j = order_jobs.c
-        sizes = select(j.node, func.coalesce(func.length(j.result), 0).label("size"))
-        sizes = sizes.where(j.order_id == id_, j.node > after).order_by(j.node).limit(limit)
-        last, room = "", most_bytes
-        for node, size in await self._c.execute(sizes):
-            if last and size > room:
+        results, but always one; and whether there are more."""
+        sizes = await self._c.run(_SIZES, {"b_id": id_, "b_after": after, "b_limit": limit + 1})
+        last, count, room = "", 0, most_bytes
+        for row in sizes[:limit]:
+            if last and row["size"] > room:
                 break
-            last, room = node, room - size
-        wanted = select(order_jobs).where(j.order_id == id_, j.node > after, j.node <= last)
-        return [dict(row) for row in (await self._c.execute(wanted.order_by(j.node))).mappings()]
-
-    async def more(self, id_: str, after: str) -> bool:
-        """Whether an order has rows of nodes after node `after`."""
-        j = order_jobs.c
-        wanted = select(j.id).where(j.order_id == id_, j.node > after).limit(1)
-        return (await self._c.execute(wanted)).first() is not None
+            last, count, room = row["node"], count + 1, room - row["size"]
+        rows = await self._c.run(_ROWS, {"b_id": id_, "b_after": after, "b_last": last})
+        return rows, count < len(sizes)
 
     async def states(self, id_: str) -> list[tuple[str, str, str]]:
         """(row, node, state) of all rows of an order."""
@@ -195,12 +145,7 @@ class Orders:
 
         A row whose `ok` is not null had one already: nothing was changed.
         """
-        j = order_jobs.c
-        wanted = select(
-            j.id, j.node, j.order_id, j.state, j.ok, j.output, orders.c.kind, orders.c.name, orders.c.made_by
-        )
-        wanted = wanted.join(orders, orders.c.id == j.order_id).where(j.id.in_([word.id for word in words]))
-        found = {row["id"]: dict(row) for row in (await self._c.execute(wanted)).mappings()}
+        found = {row["id"]: row for word in words for row in await self._c.run(_BEFORE, {"b_id": word.id})}
         mine = {
             word.id: found[word.id]
             for word in words
@@ -208,11 +153,11 @@ class Orders:
         }
         new = [word for word in words if word.id in mine and mine[word.id]["ok"] is None]
         if new:
-            await self._c.execute(_WORD, [_word_values(word, mine[word.id], now) for word in new])
+            await self._c.run(_WORD, [_word_values(word, mine[word.id], now) for word in new])
         return mine
 
-    async def cancel(self, id_: str, now: float, by: str) -> tuple[list[Any], list[str]]:
-        """Cancel what is not taken. (Rows that were not, with id, node and state; nodes that have taken theirs.)
+    async def cancel(self, id_: str, now: float, by: str) -> tuple[list[Any], list[Any]]:
+        """Cancel what is not taken. (Rows that were not, rows that are: id, node and state.)
 
         Cancelling again changes nothing that has ended.
         """
@@ -235,12 +180,37 @@ class Orders:
         return await self._c.change(delete(orders).where(o.made < before, ~mine.exists()))
 
 
-_WORD_COLUMNS = ("state", "ok", "code", "text", "result", "output", "ended_at")
-_WORD = (
-    update(order_jobs)
-    .where(order_jobs.c.id == bindparam("b_id"), order_jobs.c.ok.is_(None))
-    .values({name: bindparam(f"b_{name}") for name in _WORD_COLUMNS} | {"due_at": None})
+def _word_update() -> Prepared:
+    told = ("state", "ok", "code", "text", "result", "output", "ended_at")
+    first = update(order_jobs).where(order_jobs.c.id == bindparam("b_id"), order_jobs.c.ok.is_(None))
+    return Prepared(first.values({name: bindparam(f"b_{name}") for name in told} | {"due_at": None}))
+
+
+def _insert(table: Table, names: Iterable[str]) -> Prepared:
+    return Prepared(insert(table).values({name: bindparam(f"b_{name}") for name in names}))
+
+
+def _rows_of_order(*columns: Any) -> Any:
+    j = order_jobs.c
+    mine = select(*columns).where(j.order_id == bindparam("b_id"), j.node > bindparam("b_after"))
+    return mine.order_by(j.node)
+
+
+_ADD_ORDER = _insert(orders, orders.c.keys())
+_ADD_ROW = _insert(order_jobs, ("id", "order_id", "node", "state", "sends", "sent_at", "due_at"))
+_ORDER = Prepared(select(orders).where(orders.c.id == bindparam("b_id")))
+_SIZE = func.coalesce(func.length(order_jobs.c.result), 0).label("size")
+_SIZES = Prepared(_rows_of_order(order_jobs.c.node, _SIZE).limit(bindparam("b_limit")))
+_ROWS = Prepared(_rows_of_order(order_jobs).where(order_jobs.c.node <= bindparam("b_last")))
+_BEFORE = Prepared(
+    select(
+        *(order_jobs.c[name] for name in ("id", "node", "order_id", "state", "ok", "output")),
+        *(orders.c[name] for name in ("kind", "name", "made_by")),
+    )
+    .join(orders, orders.c.id == order_jobs.c.order_id)
+    .where(order_jobs.c.id == bindparam("b_id"))
 )
+_WORD = _word_update()
 
 
 def _word_values(word: Word, row: Mapping[str, Any], now: float) -> dict[str, Any]:

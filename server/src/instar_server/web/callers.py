@@ -32,7 +32,8 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": _WHY[status]} for status in statuses}
 
 
-def services(request: Request) -> WebServices:
+async def services(request: Request) -> WebServices:
+    """Async although it waits for nothing: FastAPI would give a plain function a thread for every request."""
     found: WebServices = request.app.state.services
     return found
 

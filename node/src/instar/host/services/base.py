@@ -91,7 +91,8 @@ def call(words: list[str], doing: str, within_s: float = CALL_S, good: tuple[int
             env={**environment, "PATH": f"{environment.get('PATH', '')}:{PATH}".strip(":")},
         )
     except FileNotFoundError:
-        text = f"cannot {doing}: {words[0]} is not on this machine; install it, or `instar install` with another --service"
+        way_out = "install it, or `instar install` with another --service"
+        text = f"cannot {doing}: {words[0]} is not on this machine; {way_out}"
         raise MachineError(code, text) from None
     except subprocess.TimeoutExpired:
         raise MachineError(code, f"cannot {doing}: {words[0]} had no answer within {within_s:g} s") from None

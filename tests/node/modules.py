@@ -1,0 +1,220 @@
+"""A node with a service module: the same node of memory, whose agent also runs modules.
+
+`ModuleNode` has no release of `demo.watch` at first and 1.0.0 (`first`) on offer; `install` puts one in place as a
+confirmed transaction would have left it. The agent of memory follows `current` when it is told to
+`reload-module`, and when it starts. The program that rehearses is a small runner of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from instar.core.journal import Begin
+from instar.core.releases import Release
+from instar.core.settings import RehearsalSettings, Settings
+from instar.engine.journal import Journal
+from instar.host.files import DISK, Disk
+from instar.host.line import Line
+from instar.host.program import Program
+from instar.targets.module_release import ModuleRelease
+from instar.trust.module import module_digest
+from tests.node.world import Built, FakeAgent, FakeServer, Node, member, put, tar_gz
+
+NAME = "demo.watch"
+LINE = f"module/{NAME}"
+GOOD = "def check(request): return {}\n"
+
+# Does what a runner does in check mode: the module's `check` stands for its start and stop.
+RUNNER = """\
+import json, os, socket, sys
+assert sys.argv[1:] == ["runner"], sys.argv
+line = socket.socket(fileno=3)
+file = line.makefile("rwb")
+request = json.loads(file.readline())
+module, scope = request["module"], {}
+with open(os.path.join(module["folder"], module["entry"])) as source:
+    exec(source.read(), scope)
+def say(message):
+    file.write(json.dumps(message).encode() + b"\\n")
+    file.flush()
+try:
+    say({"log": "checking"})
+    say({"ok": True, "reply": scope["check"](request)})
+except Exception as error:
+    say({"ok": False, "error": {"code": getattr(error, "code", "module-failed"), "text": str(error)}})
+    sys.exit(1)
+"""
+
+
+def manifest(files: dict[str, bytes], name: str = NAME, version: str = "1.0.0", **changes: Any) -> bytes:
+    listed = [
+        {"path": p, "size": len(b), "sha256": hashlib.sha256(b).hexdigest(), "mode": "0644"}
+        for p, b in files.items()
+    ]
+    body = {"format": 1, "kind": "module", "name": name, "version": version, "runs": "python", "mode": "service",
+            "entry": {"any": "main.py"}, "timeouts": {"ready_s": 0.2, "stop_s": 0.2}, "files": listed}  # fmt: skip
+    return json.dumps({**body, **changes}).encode()
+
+
+def build(version: str, text: str = GOOD, name: str = NAME, **changes: Any) -> Built:
+    """A module's release as the operator made it."""
+    files = {"main.py": text.encode(), "doc/notes.txt": b"notes of " + version.encode()}
+    said = manifest(files, name, version, **changes)
+    members = [member("manifest.json", said), *(member(p, b) for p, b in files.items())]
+    return Built(Release(version, module_digest(said)), files, said, tar_gz(members))
+
+
+def runner(path: Path) -> Path:
+    """The program whose entry `runner` is called."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("__main__.py", RUNNER)
+    return path
+
+
+class ModuleServer(FakeServer):
+    """Offers a module's release; `signed` changes what the metadata says of it."""
+
+    def __init__(self, offered: Built, name: str = NAME) -> None:
+        super().__init__(offered)
+        self.name = name
+        self.signed: dict[str, Any] = {}
+
+    def offer(self, built: Built) -> None:
+        self.offered, self.served.data = built, built.archive
+        self.sha256 = hashlib.sha256(built.archive).hexdigest()
+
+    def custom(self) -> dict[str, Any]:
+        r = self.offered.release
+        custom = {
+            "kind": "module",
+            "name": self.name,
+            "version": r.version,
+            "digest": r.digest,
+            "mode": "service",
+        }
+        return {**custom, **self.signed}
+
+
+class ModuleNode(Node):
+    """See the module's docstring. `falling` are releases that do not run; `deaf` an agent that does not follow."""
+
+    def __init__(self, state: Path, program: Path, disk: Disk = DISK, install: bool = True) -> None:
+        super().__init__(state, disk, install=install)
+        self.first, self.second = build("1.0.0"), build("1.1.0")
+        self._program = program
+        self.server: ModuleServer = ModuleServer(self.first)  # type: ignore[assignment]
+        self.said = self._answer
+        self.running = ""  # the release that the agent runs
+        self.module_pid = 1000
+        self.falling: set[str] = set()
+        self.restarts = 0
+        self.deaf = False
+        self.knows_modules = True
+        self.reloads: list[str] = []
+        self.others: dict[str, str] = {}
+
+    # --- what the agent does
+
+    def boot(self) -> None:
+        if self.agent is None:
+            self.agent = FakeAgent(self.layout.socket("agent"), lambda: self.said())
+            self.follow()
+
+    def follow(self) -> None:
+        """Run what `current` names, as an agent does at its start."""
+        line = Line(self.layout.module(NAME))
+        release = line.current() if line.is_valid(line.current()) else ""
+        if release != self.running:
+            self.running, self.restarts = release, 0
+            self.module_pid += 1
+
+    def _answer(self) -> dict[str, Any] | bytes | None:
+        assert self.agent is not None
+        request = self.agent.request
+        if request.get("do") == "reload-module":
+            if not self.knows_modules:
+                return b'{"ok": false, "error": {"code": "unknown-command", "text": "no"}}\n'
+            self.reloads.append(request["module"])
+            if not self.deaf:
+                self.follow()
+            return {}
+        if request.get("do") == "modules":
+            self.restarts += 1
+            row = {
+                "name": NAME,
+                "restarts": self.restarts,
+                "error": "it raised OSError",
+                "state": self._state(),
+            }
+            return {"modules": [row]}
+        about = {"pid": 77, "digest": "0" * 96, "connected": self.connected}
+        if not self.knows_modules:
+            return {**about, "modules": {}}
+        states = {**self.others, **({NAME: self._state()} if self.running else {})}
+        digests = {NAME: self._digest()} if self.running else {}
+        return {**about, "modules": states, "digests": digests, "pids": {NAME: self.module_pid}}
+
+    def _state(self) -> str:
+        return "failed" if self.running in self.falling else "ok"
+
+    def _digest(self) -> str:
+        folder = Line(self.layout.module(NAME)).folder(self.running)
+        try:
+            return module_digest((folder / "manifest.json").read_bytes())
+        except OSError:
+            return ""
+
+    # --- what a test does with it
+
+    @property
+    def module(self) -> Line:
+        return Line(self.layout.module(NAME), self.disk)
+
+    @property
+    def settings(self) -> Settings:
+        return replace(super().settings, rehearsal=RehearsalSettings(within_s=1.5))
+
+    def program(self) -> Program:
+        return Program("1.0.0", "0" * 96, self._program, "")
+
+    def module_target(self) -> ModuleRelease:
+        return ModuleRelease(self.kit(), NAME)
+
+    def install(self, built: Built, before: Built | None = None) -> None:
+        line = Line(self.layout.module(NAME))
+        for each in (built, before):
+            if each is not None:
+                line.layout.releases.mkdir(parents=True, exist_ok=True)
+                put(line, each)
+        line.activate(built.name, fallback=before.name if before else "")
+
+    def keep(self, text: str = '{"seen": 1}') -> Path:
+        """Some state of the module."""
+        data = self.layout.module(NAME).data
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data / "state.json").write_text(text)
+        return data
+
+    def begin_module(
+        self, built: Built, tx: str = "tx-1", cause: str = "wish", generation: int = 1
+    ) -> Journal:
+        release, line = built.release, self.module
+        target = f"module/{NAME}-{release.version}.tar.gz" if cause == "wish" else ""
+        return self.journals.begin(
+            Begin(
+                tx,
+                LINE,
+                release.version,
+                release.digest,
+                target,
+                line.current(),
+                line.previous(),
+                cause,
+                generation,
+            )
+        )
