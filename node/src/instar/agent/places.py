@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from itertools import islice
 
 from instar.host.cgroups import Leaf
 from instar.host.marks import Mark
@@ -98,7 +99,7 @@ class MarkPlace:
             return False
         loop = asyncio.get_running_loop()
         began = loop.time()
-        count = len(self._mark.pids())
+        count = sum(1 for _ in islice(self._mark.pids(), processes + 1))
         self.watch_s = max(0.05, 20 * (loop.time() - began))
         return count > processes
 

@@ -5,7 +5,9 @@ priority. A descendant keeps it through fork, exec, setsid and the death of its 
 the right to raise limits can take it off. /proc/<pid>/limits shows it.
 
 What is found is signalled through a pidfd, and the mark is looked at once more in between: so a
-number that became another's is never hit. Standard library only, few imports.
+number that became another's is never hit. What leaves its session at each fork, and forks faster than it can
+be looked for, ends only with a cgroup, or with the process limit of a user that is not root.
+Standard library only, few imports.
 """
 
 from __future__ import annotations
@@ -44,24 +46,23 @@ class Mark:
         resource.prlimit(pid, resource.RLIMIT_RTTIME, (self.value, self.value))
         self._pid, self._put_at = pid, time.monotonic()
 
-    def pids(self) -> list[int]:
-        """Who bears it. Reads the limits of every process that may: about 20 microseconds for each."""
+    def pids(self) -> Iterator[int]:
+        """Who bears it, as they are found. Reads the limits of all that may: about 20 microseconds for each."""
         numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        return [pid for pid in filter(self._younger(), numbers) if self._is_on(pid)]
+        return filter(self._is_on, filter(self._younger(), numbers))
 
     def kill(self) -> bool:
         """Kill all who bear it; whether nobody is left. Stopped first, so that they do not fork meanwhile.
 
         What forks fast takes the processor from us as well: so we go before everybody else, if we may.
         """
-        if not self.pids():
+        if not any(self.pids()):
             return True
         end = time.monotonic() + KILL_WITHIN_S
         with _first_in_line():
-            while found := self.pids():
-                for number in (signal.SIGSTOP, signal.SIGKILL):
-                    for pid in found:
-                        self._send(pid, number)
+            while found := [pid for pid in self.pids() if self._send(pid, signal.SIGSTOP)]:
+                for pid in found:
+                    self._send(pid, signal.SIGKILL)
                 if time.monotonic() >= end:
                     return False
                 time.sleep(REST_S)  # to let them die
@@ -85,14 +86,21 @@ class Mark:
             return lambda pid: first <= pid <= newest
         return lambda pid: pid >= first or pid <= newest
 
-    def _send(self, pid: int, number: signal.Signals) -> None:
-        with contextlib.suppress(OSError):
+    def _send(self, pid: int, number: signal.Signals) -> bool:
+        """Whether it was there."""
+        try:
             pidfd = os.pidfd_open(pid)
-            try:
-                if self._is_on(pid):
-                    signal.pidfd_send_signal(pidfd, number)
-            finally:
-                os.close(pidfd)
+        except OSError:
+            return False
+        try:
+            if not self._is_on(pid):
+                return False
+            signal.pidfd_send_signal(pidfd, number)
+        except OSError:
+            return False
+        finally:
+            os.close(pidfd)
+        return True
 
     def _is_on(self, pid: int) -> bool:
         try:
@@ -107,6 +115,7 @@ class Mark:
 @contextlib.contextmanager
 def _first_in_line() -> Iterator[None]:
     """Run before all that has no real-time priority. Not ours to have, mostly, unless we are root."""
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except OSError:
@@ -115,4 +124,4 @@ def _first_in_line() -> Iterator[None]:
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(0, policy, param)

@@ -36,7 +36,7 @@ FOR_MODULES = (
     "collections", "ctypes", "dataclasses", "functools", "hashlib", "io", "ipaddress", "itertools", "pathlib",
     "platform", "pwd", "re", "select", "shutil", "socket", "stat", "struct", "subprocess", "traceback",
     "instar.host.files", "instar.modules.selftest", "instar.runner.builtin", "instar.runner.landlock",
-    "instar.trust.program",
+    "instar.runner.native", "instar.trust.program",
 )  # fmt: skip
 
 

@@ -108,7 +108,8 @@ async def _transaction(slots: _Slots, keep: bool) -> AsyncIterator[Connection]:
 
 
 def _engine(path: Path, begin: str) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    # Errors are logged: without the values, which may be secret and may be thousands.
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Table, Update, bindparam, delete, func, insert, select, update
+from sqlalchemy import Table, bindparam, delete, func, insert, literal_column, select, update
 
 from instar_server.domain import orders as rules
 from instar_server.domain.orders import OPEN, WAITING, Event, Row, State
@@ -20,6 +20,11 @@ from instar_server.storage.schema import nodes, order_jobs, orders
 
 PART = 500  # names in one condition
 MOST_OF_NODE = 256  # rows of one node that are handed out at once, oldest first
+MARKED = {
+    Event.SEND: ("sent_at", "sends", "due_at"),
+    Event.TAKEN: ("taken_at", "due_at"),
+    Event.BEGUN: ("started_at", "due_at"),
+}
 CANCEL_AGAIN_S = 86400.0  # a cancelled row that the node may have is told again for so long
 
 # What a row of both tables needs for a decision and for its frame.
@@ -120,8 +125,8 @@ class Orders:
     # ---- what has happened
 
     async def mark(self, event: Event, rows: list[dict[str, Any]]) -> None:
-        """Note an event about rows: for each its `id`, `node`, and the columns to change, the same for all."""
-        await self._c.execute(_marking(event, tuple(rows[0])), [_bound(row) for row in rows])
+        """Note an event about rows: for each its `id`, `node`, and the columns that MARKED names."""
+        await self._c.run(_MARK[event], [_bound(row) for row in rows])
 
     async def due_again(self, rows: Mapping[str, float | None]) -> None:
         """Nothing has happened; when to look again."""
@@ -186,6 +191,15 @@ def _word_update() -> Prepared:
     return Prepared(first.values({name: bindparam(f"b_{name}") for name in told} | {"due_at": None}))
 
 
+def _mark(event: Event, names: Iterable[str]) -> Prepared:
+    j = order_jobs.c
+    # Written out, since a list as a value would be another statement for each number of values.
+    states = [literal_column(f"'{state}'") for state in rules.sources(event)]
+    counts = (j.id == bindparam("b_id")) & (j.node == bindparam("b_node")) & j.state.in_(states)
+    changed = {name: bindparam(f"b_{name}") for name in names}
+    return Prepared(update(order_jobs).where(counts).values(changed | {"state": str(rules.target(event))}))
+
+
 def _insert(table: Table, names: Iterable[str]) -> Prepared:
     return Prepared(insert(table).values({name: bindparam(f"b_{name}") for name in names}))
 
@@ -211,6 +225,7 @@ _BEFORE = Prepared(
     .where(order_jobs.c.id == bindparam("b_id"))
 )
 _WORD = _word_update()
+_MARK = {event: _mark(event, names) for event, names in MARKED.items()}
 
 
 def _word_values(word: Word, row: Mapping[str, Any], now: float) -> dict[str, Any]:
@@ -219,15 +234,6 @@ def _word_values(word: Word, row: Mapping[str, Any], now: float) -> dict[str, An
         "b_code": word.code, "b_text": word.text, "b_result": word.result,
         "b_output": word.output or row["output"], "b_ended_at": now,
     }  # fmt: skip
-
-
-def _marking(event: Event, names: tuple[str, ...]) -> Update:
-    j = order_jobs.c
-    counts = update(order_jobs).where(
-        j.id == bindparam("b_id"), j.node == bindparam("b_node"), j.state.in_(rules.sources(event))
-    )
-    changed: dict[str, Any] = {n: bindparam(f"b_{n}") for n in names if n not in ("id", "node")}
-    return counts.values(changed | {"state": rules.target(event)})
 
 
 def _bound(row: Mapping[str, Any]) -> dict[str, Any]:
