@@ -24,7 +24,8 @@
  *   - `host` is good only until the function that got it returns, and only on the thread that called it.
  *   - The reply is an object. Calls that build it in an order that makes no JSON are refused with
  *     INSTAR_BAD_ORDER; the first such mistake, and a pointer that leads nowhere, become the error of the
- *     whole call whatever the module returns, so a module need not check each one.
+ *     whole call whatever the module returns, so a module need not check each one. So does state that could
+ *     not be saved. INSTAR_ABSENT and INSTAR_REFUSED are answers, for the module to judge.
  *   - A function that fills `out` copies at most `room - 1` bytes and a NUL, and returns the length of the
  *     whole text (without the NUL): when that is `room` or more, the text was cut.
  */

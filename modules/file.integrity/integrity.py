@@ -138,7 +138,11 @@ class Service:
         if self.settled != self.roots:
             self.settled = list(self.roots)
             self._dirty = True
-        self._last_round = {"files": round_.files, "bytes": round_.bytes, "seconds": round(now - self._began, 3)}
+        self._last_round = {
+            "files": round_.files,
+            "bytes": round_.bytes,
+            "seconds": round(now - self._began, 3),
+        }
         self._round, self._inodes = None, None
         self._due = max(self._due, now + LEAST_S)
 
@@ -222,12 +226,16 @@ class Service:
         every_s = _number(args, "every_s", self.every_s, LEAST_S, MOST_S)
         self.drop_round()
         new = [root for root in roots if any(below(root, one) for one in self.settled)]
-        self.settled = sorted({*new, *(one for one in self.settled if any(below(one, root) for root in roots))})
+        self.settled = sorted(
+            {*new, *(one for one in self.settled if any(below(one, root) for root in roots))}
+        )
         self.roots, self.every_s = roots, every_s
         self.known = {
             path: look for path, look in self.known.items() if any(below(path, root) for root in roots)
         }
-        self.refusals = {path: why for path, why in self.refusals.items() if any(below(path, r) for r in roots)}
+        self.refusals = {
+            path: why for path, why in self.refusals.items() if any(below(path, r) for r in roots)
+        }
         self._due, self._dirty = 0.0, True
         self.save()
         return self.status(args)
@@ -260,7 +268,9 @@ class Service:
         since = int(_number(args, "since", 0, 0, 1 << 53))
         limit = int(_number(args, "limit", 100, 1, MOST_TOLD))
         if since >= self.next:
-            raise ValueError(f"cannot tell changes since {since}: the last one has the number {self.next - 1}")
+            raise ValueError(
+                f"cannot tell changes since {since}: the last one has the number {self.next - 1}"
+            )
         self.save()
         fresh = [change for change in self.changes if change["n"] > since]
         oldest = self.changes[0]["n"] if self.changes else self.next
@@ -275,7 +285,9 @@ class Service:
 def _number(args: dict[str, Any], name: str, otherwise: float, least: float, most: float) -> float:
     value = args.get(name, otherwise)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ValueError(f"cannot use {name!r}: expected a number from {least:g} to {most:g}, got {value!a:.80}")
+        raise ValueError(
+            f"cannot use {name!r}: expected a number from {least:g} to {most:g}, got {value!a:.80}"
+        )
     return value
 
 

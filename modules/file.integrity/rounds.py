@@ -36,7 +36,9 @@ class Heard(Protocol):
 class Round:
     """`known` is read, never written. `number` chooses which untouched files are read all the same."""
 
-    def __init__(self, roots: list[str], known: dict[str, Look], number: int, most: int, heard: Heard) -> None:
+    def __init__(
+        self, roots: list[str], known: dict[str, Look], number: int, most: int, heard: Heard
+    ) -> None:
         self._known, self._number, self._most, self._heard = known, number, most, heard
         self._unseen = set(known)
         self._blind: set[str] = set()  # folders that were not listed to the end: what is below is not gone

@@ -156,7 +156,9 @@ def _add_addresses(links: dict[int, dict[str, Any]]) -> None:
 
 def _dump(request: int, answer: int, body: bytes) -> Iterator[bytes]:
     """The bodies of all messages of the kind `answer`. Raises Interrupted, OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as line:
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as line:
         line.settimeout(ANSWER_S)
         line.bind((0, 0))
         line.send(HEADER.pack(HEADER.size + len(body), request, REQUEST | DUMP, 1, 0) + body)

@@ -31,7 +31,9 @@ def _cpu(root: str) -> dict[str, Any]:
     content = text(f"{root}/proc/cpuinfo", 8 * MIB)
     blocks = [pairs(block, ":") for block in content.split("\n\n") if block.strip()]
     first = blocks[0] if blocks else {}
-    model = next((first[key] for key in ("model name", "Model", "cpu", "uarch", "Processor") if key in first), "")
+    model = next(
+        (first[key] for key in ("model name", "Model", "cpu", "uarch", "Processor") if key in first), ""
+    )
     packages = {block["physical id"] for block in blocks if "physical id" in block}
     cores = {(block.get("physical id"), block["core id"]) for block in blocks if "core id" in block}
     logical = sum(1 for block in blocks if "processor" in block)
@@ -53,7 +55,7 @@ def _memory(root: str) -> dict[str, Any]:
 
 
 def _kib(value: str) -> int:
-    word = value.split(" ")[0]
+    word = value.split(" ", maxsplit=1)[0]
     return int(word) if word.isdecimal() else 0
 
 

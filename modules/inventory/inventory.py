@@ -92,7 +92,9 @@ class Service:
     def save(self) -> None:
         if not self._saved:
             kept = {name: self.parts[name] for name in COMPARED if name in self.parts}
-            self._context.save({"v": 1, "at": self.at, "next": self.next, "changes": self.changes, "parts": kept})
+            self._context.save(
+                {"v": 1, "at": self.at, "next": self.next, "changes": self.changes, "parts": kept}
+            )
             self._saved = True
 
     def _try_to_save(self) -> None:
@@ -132,7 +134,9 @@ class Service:
         since, limit = _whole(args, "since", 0, 0, 1 << 53), _whole(args, "limit", 100, 1, MOST_TOLD)
         self._fresh()
         if since >= self.next:
-            raise ValueError(f"cannot tell changes since {since}: the last one has the number {self.next - 1}")
+            raise ValueError(
+                f"cannot tell changes since {since}: the last one has the number {self.next - 1}"
+            )
         fresh = [change for change in self.changes if change["n"] > since]
         oldest = self.changes[0]["n"] if self.changes else self.next
         return {
@@ -156,6 +160,7 @@ def flat(part: str, value: dict[str, Any]) -> dict[str, str]:
             words = one if isinstance(one, str) else json.dumps(one)
             found[path] = words[:MOST_VALUE]
 
+    value = ports.lasting(value) if part == "ports" else value
     add("", {key: one for key, one in value.items() if key not in MOVING.get(part, ())})
     return found
 

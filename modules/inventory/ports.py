@@ -1,8 +1,9 @@
 """Who listens: TCP sockets in the state LISTEN and UDP sockets that wait for anybody, with their processes.
 
 The kernel's tables give address, port, owner and inode; the descriptors of all processes give who has that
-inode open. A UDP socket in the range from which the kernel takes ports by itself is somebody's question, not
-a service, and is left out.
+inode open. Where those may not be looked at, the socket's control group tells which service it is, and the
+programs are those of the group. A UDP socket in the range from which the kernel takes ports by itself is
+somebody's question, not a service, and is left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import groups
 from files import line, names, text
 
 TABLES = (("tcp", "tcp", "0A"), ("tcp6", "tcp", "0A"), ("udp", "udp", "07"), ("udp6", "udp", "07"))
@@ -22,14 +24,31 @@ MOST_TABLE = 32 << 20  # bytes
 
 
 def look(root: str = "") -> dict[str, dict[str, Any]]:
-    """'tcp 0.0.0.0:22' -> {"uid", "programs": {name: how many processes}}. Programs need the right to look."""
+    """'tcp 0.0.0.0:22' -> {"uid", "programs": [names], "known_by": "descriptor" | "group" | "", "group"}."""
     sockets = list(_listening(root))[:MOST]
-    owners = _owners(root, {inode for _, inode, _ in sockets})
+    inodes = {inode for _, inode, _ in sockets}
+    owners, owning = _owners(root, inodes), groups.of_sockets(root, inodes)
     found: dict[str, dict[str, Any]] = {}
     for place, inode, uid in sockets:
-        one = found.setdefault(place, {"uid": uid, "programs": []})
-        one["programs"] = sorted({*one["programs"], *owners.get(inode, set())})
+        group = owning.get(inode, "")
+        one = found.setdefault(place, {"uid": uid, "programs": [], "known_by": "", "group": group})
+        if inode in owners:
+            one["programs"], one["known_by"] = sorted({*one["programs"], *owners[inode]}), "descriptor"
+        elif group and not one["known_by"] and (programs := groups.programs(root, group)):
+            one["programs"], one["known_by"] = programs, "group"
     return found
+
+
+def lasting(seen: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What can be compared: the programs of a whole group come and go."""
+    return {
+        place: {
+            name: value
+            for name, value in one.items()
+            if name != "programs" or one.get("known_by") == "descriptor"
+        }
+        for place, one in seen.items()
+    }
 
 
 def _listening(root: str) -> Iterator[tuple[str, int, int]]:

@@ -84,7 +84,9 @@ def _first_process(root: Path) -> str:
 
 def _instead(root: Path) -> str:
     first = _first_process(root) or "unknown"
-    return f"no service manager was found: expected systemd, openrc, runit or sysv, process 1 is {first!a:.40}"
+    return (
+        f"no service manager was found: expected systemd, openrc, runit or sysv, process 1 is {first!a:.40}"
+    )
 
 
 def _fit(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -133,7 +135,7 @@ def _systemctl(words: list[str]) -> str:
 
 
 def _unit(block: str) -> dict[str, Any]:
-    values = {name: "" for name in PROPERTIES.values()}
+    values = dict.fromkeys(PROPERTIES.values(), "")
     for line in block.splitlines():
         name, _, value = line.partition("=")
         if name in PROPERTIES:
@@ -176,7 +178,9 @@ def _openrc(root: Path, names: list[str], failed: bool) -> list[dict[str, Any]]:
     )  # fmt: skip
     found = []
     for name in names or _scripts(root):
-        marks = [(word, state) for word, state in folders if os.path.lexists(root / "run/openrc" / word / name)]
+        marks = [
+            (word, state) for word, state in folders if os.path.lexists(root / "run/openrc" / word / name)
+        ]
         word, state = marks[0] if marks else ("stopped", "stopped")
         if state == "stopped" and not (root / "etc/init.d" / name).exists():
             word, state = "no script", "not-found"
@@ -251,7 +255,9 @@ def _sysv(root: Path, names: list[str], failed: bool) -> list[dict[str, Any]]:
             state, detail = "running", "its process lives"
         else:
             state, detail = "failed", "its process is gone"
-        found.append({"name": name, "state": state, "detail": detail, "pid": pid if state == "running" else 0})
+        found.append(
+            {"name": name, "state": state, "detail": detail, "pid": pid if state == "running" else 0}
+        )
     return found
 
 

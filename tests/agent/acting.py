@@ -95,6 +95,10 @@ class FakeShelf:
 
     def __init__(self) -> None:
         self.found: dict[str, Module] = {}
+        self.used: list[str] = []
+
+    def mark_used(self, module: Module) -> None:
+        self.used.append(module.manifest.name)
 
     def services(self) -> dict[str, Module]:
         return dict(self.found)

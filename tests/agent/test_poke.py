@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import itertools
 import json
 import os
 import random
+import re
 import selectors
 import shutil
 import signal
@@ -27,7 +29,9 @@ from instar.core.networks import PRIVATE, WakeSettings, is_in, network
 from instar.core.settings import read_settings
 from instar.host.config import has_settings
 from instar.host.layout import Layout
+from instar.wire.messages import Health, Ping, Welcome
 from instar_lab import machine
+from tests.agent.fleet import Agent, Connection, Place, Server
 
 SOURCE = Path(instar.__file__).parents[1]
 FRIEND = "127.0.0.1"
@@ -84,11 +88,15 @@ class Woken:
 
     def held(self) -> tuple[int, int]:
         """Resident bytes, open descriptors."""
-        return machine.rss(self.process.pid), len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return machine.rss(self.process.pid), descriptors(self.process.pid)
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def free_port() -> int:
@@ -274,6 +282,88 @@ def test_another_machine_that_is_not_trusted_by_default(far: tuple[str, str], tm
         words = f"import socket; socket.create_connection(('127.0.0.1', {woken.port}))"
         subprocess.run(["ip", "netns", "exec", name, sys.executable, "-c", words], check=True, timeout=10)
         assert len(woken.wait_for_wakes(1)) == 1
+
+
+# --- a real agent
+
+
+async def _agent(place: Place, server: Server, every_s: float = EVERY_S) -> tuple[Agent, Connection, int]:
+    port = free_port()
+    settings = f"[wake]\nport = {port}\ntrusted = ['{FRIEND}/32']\nevery_s = {every_s}\n"
+    place.layout.config.write_text(settings)
+    agent = await place.start()
+    connection = await server.connection()
+    assert connection.hello.wake_port == port
+    await connection.expect(Health)
+    return agent, connection, port
+
+
+async def test_real_agent_sends_a_ping_for_a_trusted_poke_and_nothing_for_a_stranger(
+    place: Place, server: Server
+) -> None:
+    server.welcome = Welcome(1, "test", ping_s=300.0, health_s=300.0)  # it says nothing by itself
+    agent, connection, port = await _agent(place, server)
+    for _ in range(20):
+        poke(port, "127.0.1.1", b"hello")
+        poke(port, "::1", b"hello")
+    with pytest.raises(TimeoutError):
+        await connection.expect(Ping, within_s=2 * EVERY_S)
+    for _ in range(20):
+        poke(port)
+    pings = 0
+    with pytest.raises(TimeoutError):
+        while True:
+            await connection.expect(Ping, within_s=2 * EVERY_S)
+            pings += 1
+    assert 2 <= pings <= 4  # at once, and one for the rest; more on a machine that took its time for them
+    assert agent.said().count("phoning home") == pings
+    assert agent.said().count("cannot wake the updater") == 1  # which is not there, and this is said once
+
+
+async def test_real_agent_that_waits_connects_when_poked(
+    place: Place, server: Server, tmp_path: Path
+) -> None:
+    agent, _, port = await _agent(place, server, every_s=0.1)
+    server_port = server.port
+    await server.stop()
+    async with asyncio.timeout(60.0):
+        while _longest_wait(agent.said()) < 6.0:  # its waits grow
+            poke(port)  # a trusted peer cuts each short, too
+            await asyncio.sleep(0.3)
+    await server.start(tmp_path, server_port)
+    begun = time.monotonic()
+    poke(port)
+    await server.connection()
+    assert time.monotonic() - begun < 2.0
+
+
+def _longest_wait(said: str) -> float:
+    """Seconds, of the wait that the agent announced last."""
+    waits = re.findall(r"next try in ([0-9.]+) s", said)
+    return float(waits[-1]) if waits else 0.0
+
+
+async def test_real_agent_under_a_scan(place: Place, server: Server) -> None:
+    await _agent_scanned(place, server, 3_000)
+
+
+@pytest.mark.slow
+async def test_real_agent_under_100000_connections_with_random_bytes(place: Place, server: Server) -> None:
+    await _agent_scanned(place, server, 100_000)
+
+
+async def _agent_scanned(place: Place, server: Server, count: int) -> None:
+    agent, connection, port = await _agent(place, server)
+    await asyncio.to_thread(scan, port, 1_000)
+    before = machine.rss(agent.pid), descriptors(agent.pid)
+    await asyncio.to_thread(scan, port, count)
+    poke(port)
+    await connection.expect(Ping)  # its channel has lived through it
+    after = machine.rss(agent.pid), descriptors(agent.pid)
+    print(f"agent, {count} connections: {before} -> {after} (bytes, descriptors)")
+    assert agent.said().count("phoning home") == 1
+    assert after[1] == before[1]
+    assert after[0] - before[0] <= 512 * 1024
 
 
 # --- networks and settings

@@ -1,38 +1,57 @@
-"""Runner processes: the good one, and hostile ones that must not harm who started them."""
+"""Jobs in real runner processes of the real program: what the agent makes of how each of them ended."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
-import os
-import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from instar.agent.jobs import run_job
-from instar.agent.spawn import STDERR_TAIL, run_child
+from instar.agent.runners import Runners
+from instar.agent.running import run_job
+from instar.agent.shelf import Module
 from instar.host.program import Program
-from instar.wire.messages import MAX_FRAME, Job
+from instar.trust.module import ModuleManifest, module_digest
+from instar.wire.messages import Job, Result
 from tests.agent.fleet import VERSION
+from tests.agent.spawning import children, descriptors
 
 NONCE = "ab" * 16
-JOB = Job("j-1", "selftest", args={"nonce": NONCE}, deadline_s=20.0)
+SELFTEST = Job("j-1", "selftest", args={"nonce": NONCE}, deadline_s=20.0)
 
 
-def python(code: str) -> list[str]:
-    return [sys.executable, "-I", "-S", "-c", code]
+@pytest.fixture
+async def runners(program: Program) -> AsyncIterator[Runners]:
+    made = Runners(program.command("runner"))
+    yield made
+    await made.close()
 
 
-def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
+def module(folder: Path, source: str, **limits: int) -> Module:
+    """A one-shot Python module as the shelf hands it over."""
+    data = source.encode()
+    file = {"path": "main.py", "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "mode": "0644"}
+    raw = {"format": 1, "kind": "module", "name": "test.one", "version": "1.0.0", "runs": "python"}
+    raw |= {"mode": "oneshot", "entry": {"any": "main.py"}, "files": [file], "limits": limits}
+    text = json.dumps(raw).encode()
+    (folder / "main.py").write_bytes(data)
+    return Module(ModuleManifest.decode(text), folder, module_digest(text), "1.0.0-x")
 
 
-async def test_selftest_proves_the_program(program: Program) -> None:
-    result = await run_job(JOB, program.command("runner"))
+async def run(runners: Runners, folder: Path, line: str, deadline_s: float = 20.0, **limits: int) -> Result:
+    source = f"import os, sys, time, signal\ndef run(args, context):\n    {line}\n"
+    job = Job("j-2", "test.one", args={"a": 1}, deadline_s=deadline_s)
+    return await run_job(job, runners, folder, module(folder, source, **limits))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_selftest_proves_the_program(runners: Runners, program: Program, warm: bool) -> None:
+    result = await run_job(SELFTEST, runners, warm=warm)
     assert result.ok, result
     expected = hashlib.sha256(f"{NONCE}:{program.digest}:{VERSION}".encode()).hexdigest()
     assert result.reply == {"nonce": NONCE, "answer": expected, "version": VERSION, "digest": program.digest}
@@ -50,108 +69,73 @@ async def test_selftest_proves_the_program(program: Program) -> None:
         (Job("j", "selftest"), "bad-nonce"),
     ],
 )
-async def test_bad_jobs_are_refused_by_the_runner(program: Program, job: Job, code: str) -> None:
-    result = await run_job(job, program.command("runner"))
-    assert not result.ok
-    assert result.reason.endswith(f"({code})")
-    assert result.exit_code == 2
+async def test_bad_jobs_are_refused_by_the_runner(runners: Runners, job: Job, code: str) -> None:
+    result = await run_job(job, runners)
+    assert (result.ok, result.code, result.exit_code) == (False, code, 2)
     assert result.stderr
 
 
-@pytest.mark.parametrize(
-    "request_bytes", [b"", b"{", b"[]", b'{"module": 7}', b'{"module":"selftest","args":1}']
-)
-async def test_bad_requests_are_refused_by_the_runner(program: Program, request_bytes: bytes) -> None:
-    outcome = await run_child(program.command("runner"), request_bytes, 20.0, MAX_FRAME)
-    assert outcome.exit_code == 2
-    assert json.loads(outcome.output)["error"]["code"] == "bad-job"
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("return {'a': args['a']}", "", {}),
+    ("os.kill(os.getpid(), 11)", "signal", {}),
+    ("os.abort()", "signal", {}),
+    ("os._exit(3)", "failed", {}),
+    ("os._exit(0)", "failed", {}),
+    ("sys.exit(0)", "module-failed", {}),
+    ("raise ValueError('why')", "module-failed", {}),
+    ("return 7", "bad-reply", {}),
+    ("return {'x': float('nan')}", "bad-reply", {}),
+    ("os.write(3, b'{broken\\n[]\\n'); return {}", "", {}),
+    ("os.write(3, b'[' * 300000); return {}", "output", {}),
+    ("os.closerange(3, 100); return {}", "failed", {}),
+    ("return {'x': 'y' * 5000}", "too-much-output", {"output": 4000}),
+    ("[context.log('x' * 1000) for _ in range(100)]", "too-much-output", {"output": 4000}),
+    ("while True: os.write(3, b'x' * 1000 + b'\\n')", "output", {"output": 40_000}),
+    ("while True: print('x' * 60000)", "output", {}),
+    ("x = b'x' * (100 << 20); return {}", "out-of-memory", {"memory": 64 << 20}),
+    ("while True: pass", "signal", {"cpu_s": 1}),
+    ("time.sleep(600)", "deadline", {"deadline_s": 0.5}),
+    ("[signal.signal(n, 1) for n in range(1, 32) if n not in (9, 19)]; time.sleep(600)", "deadline", {"deadline_s": 0.5}),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("import os; os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
-        ("import os; os.abort()", "ended by SIGABRT"),
-        ("import os; os._exit(3)", "got exit 3 and no reply"),
-        ("pass", "got exit 0 and no reply"),
-        ("print('{broken')", "got exit 0 and no readable reply"),
-        ("print('[]')", "got exit 0 and no readable reply"),
-        ('print(\'{"ok": true, "reply": 7}\')', "got exit 0 and no readable reply"),
-        ("print('{\"ok\": false}')", "got exit 0 and no readable reply"),
-        ("print('[' * 100000)", "got exit 0 and no readable reply"),
-        ('print(\'{"ok": true, "reply": {}}\'); raise SystemExit(1)', "got exit 1"),
-        ("while True: print('x' * 65536)", "got more; it was killed"),
-        ("import time; time.sleep(600)", "expected an end within 0.6 s"),
-        ("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)", "it was killed"),
-    ],
-)
-async def test_hostile_runners(code: str, reason: str) -> None:
-    before = descriptors()
+@pytest.mark.parametrize(("line", "code", "more"), CASES)
+async def test_how_it_ended_is_the_result(
+    runners: Runners, tmp_path: Path, line: str, code: str, more: dict[str, Any]
+) -> None:
     began = time.monotonic()
-    quick = Job("j", "any", deadline_s=0.6 if "time" in code else 20.0)
-    result = await run_job(quick, python(code))
-    assert not result.ok
-    assert reason in result.reason
-    assert time.monotonic() - began < 10
-    assert descriptors() == before
+    result = await run(runners, tmp_path, line, **more)
+    assert (result.ok, result.code) == (not code, code), result
+    assert time.monotonic() - began < 15
+    assert result.max_rss > 0
+    again = await run(runners, tmp_path, "return {'n': 1}")
+    assert again.reply == {"n": 1}
 
 
-async def test_only_the_tail_of_endless_errors_is_kept() -> None:
-    code = "import sys\nfor n in range(200000): print('line', n, file=sys.stderr)\nsys.exit(4)"
-    result = await run_job(Job("j", "any", deadline_s=20.0), python(code))
-    assert result.exit_code == 4
-    assert len(result.stderr) <= STDERR_TAIL
-    assert result.stderr.endswith("line 199999\n")
-
-
-async def test_children_of_a_runner_end_with_it(tmp_path: Path) -> None:
-    mark = tmp_path / "child"
-    code = f"""
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-open({str(mark)!r}, "w").write(str(child.pid))
-"""
-    result = await run_job(Job("j", "any", deadline_s=20.0), python(code))
-    assert result.exit_code == 0
-    pid = int(mark.read_text())
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"process {pid} is still there")
-
-
-async def test_a_runner_gets_a_clean_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INSTAR_TEST_SECRET", "x")
-    leak = os.open("/dev/null", os.O_RDONLY)
-    os.set_inheritable(leak, True)
-    code = """
-import json, os
-world = {"fds": os.listdir("/proc/self/fd"), "env": dict(os.environ), "cwd": os.getcwd(),
-         "leader": os.getsid(0) == os.getpid()}
-print(json.dumps({"ok": True, "reply": world}))
-"""
-    result = await run_job(Job("j", "any", deadline_s=20.0), python(code))
-    os.close(leak)
-    world: dict[str, Any] = result.reply
-    assert len(world["fds"]) == 4  # 0, 1, 2, and the listing itself
-    assert "INSTAR_TEST_SECRET" not in world["env"]
-    assert (world["cwd"], world["leader"]) == ("/", True)
-
-
-async def test_cancelling_ends_the_runner() -> None:
+async def test_nothing_is_left_of_many(program: Program, tmp_path: Path) -> None:
     before = descriptors()
-    task = asyncio.create_task(
-        run_job(Job("j", "any", deadline_s=60.0), python("import time; time.sleep(600)"))
-    )
-    await asyncio.sleep(0.2)
+    runners = Runners(program.command("runner"))
+    for line in ("return {}", "os._exit(3)", "os.fork() or time.sleep(600)", "os.kill(0, 9)") * 5:
+        await run(runners, tmp_path, line)
+    await runners.close()
+    assert descriptors() == before
+    assert children() == []
+
+
+async def test_cancelling_ends_the_runner(runners: Runners, tmp_path: Path) -> None:
+    task = asyncio.create_task(run(runners, tmp_path, "open('in', 'w'); time.sleep(600)"))
+    for _ in range(500):
+        if (tmp_path / "in").exists():
+            break
+        await asyncio.sleep(0.02)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert descriptors() == before
+    assert (await run(runners, tmp_path, "return {'n': 1}")).ok
 
 
 async def test_a_program_that_is_not_there() -> None:
-    result = await run_job(JOB, ["/does/not/exist"])
-    assert not result.ok
-    assert "cannot start a runner" in result.reason
+    runners = Runners(["/does/not/exist"])
+    result = await run_job(SELFTEST, runners)
+    assert (result.ok, result.code) == (False, "no-runner")
+    await runners.close()

@@ -38,7 +38,7 @@ async def test_what_is_there_is_started_and_told(world: World) -> None:
         record = processes.recorded(world.layout.module("a").process)
         assert record is not None
         assert (record.pid, record.release) == (row["pid"], world.shelf.found["a"].release)
-        assert world.layout.module("a").used.exists()
+        assert sorted(world.shelf.used) == ["a", "b"]
         assert world.changes >= 4
     await gone(row["pid"])
     assert world.kept("a") == {"starts": 1, "saved": True}

@@ -1,8 +1,8 @@
 """The modules of this repository, built and run in real runner processes with the limits of their own module.toml.
 
-    module = first_day("disk.usage")        # built once a session
-    module.run({"all": True}).reply         # one-shot
-    with module.serve(data) as service:     # service; service.ask({"do": "status"})
+module = first_day("disk.usage")        # built once a session
+module.run({"all": True}).reply         # one-shot
+with module.serve(data) as service:     # service; service.ask({"do": "status"})
 """
 
 from __future__ import annotations

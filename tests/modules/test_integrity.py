@@ -37,7 +37,9 @@ class Watch:
         """Wait until a round has begun and ended after now."""
         rounds = self.status()["rounds"]
         more = 1 if not self.status()["looking"] else 2
-        return wait_for(lambda: (s := self.status())["rounds"] >= rounds + more and s["settled"] and s, "a round")  # type: ignore[no-any-return]
+        return wait_for(
+            lambda: (s := self.status())["rounds"] >= rounds + more and s["settled"] and s, "a round"
+        )  # type: ignore[no-any-return]
 
     def status(self) -> dict[str, Any]:
         return self.service.ask("status")
@@ -182,7 +184,15 @@ class TestChanges:
 
 class TestStrangeThings:
     def test_names_of_any_bytes(self, watching: Watch) -> None:
-        names = [b"new\nline", b"\xff\xfe", b"back\\slash", b"\\xff", "\u00e4\u4e2d".encode(), b"\x01\x1b[2J", b"a" * 255]
+        names = [
+            b"new\nline",
+            b"\xff\xfe",
+            b"back\\slash",
+            b"\\xff",
+            "\u00e4\u4e2d".encode(),
+            b"\x01\x1b[2J",
+            b"a" * 255,
+        ]
         for name in names:
             os.close(os.open(os.fsencode(watching.folder) + b"/" + name, os.O_CREAT | os.O_WRONLY, 0o600))
         assert sorted(watching.news()) == sorted(
@@ -253,7 +263,9 @@ class TestStrangeThings:
         assert {one["change"] for one in watch.fresh()} == {"removed"}
         assert watch.fresh() == []
 
-    def test_a_folder_that_is_closed_loses_nothing(self, module: Module, tmp_path: Path, reachable: Path) -> None:
+    def test_a_folder_that_is_closed_loses_nothing(
+        self, module: Module, tmp_path: Path, reachable: Path
+    ) -> None:
         """As another user: root can read everything."""
         if os.geteuid() != 0:
             pytest.skip("needs root to run as somebody else")
@@ -317,7 +329,10 @@ class TestWatching:
             ({"do": "watch", "paths": ["/a\0b"]}, "expected an absolute path"),
             ({"do": "watch", "paths": [7]}, "got 7"),
             ({"do": "watch", "paths": ["/x"] * 65}, "expected 1 to 64"),
-            ({"do": "watch", "paths": ["/x"], "every_s": 0}, "'every_s': expected a number from 1 to 86400, got 0"),
+            (
+                {"do": "watch", "paths": ["/x"], "every_s": 0},
+                "'every_s': expected a number from 1 to 86400, got 0",
+            ),
             ({"do": "watch", "paths": ["/x"], "every_s": True}, "got True"),
             ({"do": "changes", "since": -1}, "'since': expected a number from 0"),
             ({"do": "changes", "since": 99}, "the last one has the number 0"),

@@ -8,7 +8,9 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,10 @@ class TestParts:
         if shutil.which("lsblk") is None:
             pytest.skip("lsblk is not on this machine")
         done = subprocess.run(
-            ["lsblk", "--json", "--bytes", "--nodeps", "-o", "NAME,TYPE,SIZE"], capture_output=True, check=True, timeout=10
+            ["lsblk", "--json", "--bytes", "--nodeps", "-o", "NAME,TYPE,SIZE"],
+            capture_output=True,
+            check=True,
+            timeout=10,
         )
         expected = {
             one["name"]: int(one["size"])
@@ -65,7 +70,6 @@ class TestParts:
         assert found["timezone"]
 
     def test_ports_and_who_listens(self, service: Service) -> None:
-        own = Path("/proc/self/comm").read_text().strip()
         with (
             socket.create_server(("127.0.0.1", 0)) as four,
             socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
@@ -80,8 +84,27 @@ class TestParts:
             found = service.ask("get", part="ports")["ports"]
         for place in places:
             assert found[place]["uid"] == os.geteuid()
-            assert own in found[place]["programs"]
+            assert found[place]["known_by"] in ("descriptor", "group", "")
         assert left_out not in found
+
+    def test_the_service_that_listens(self, service: Service) -> None:
+        """By its control group: Landlock keeps a module from the descriptors of other processes."""
+        with own_group("instar-test-inventory.service") as join:
+            code = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); time.sleep(60)"
+            listener = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, text=True, preexec_fn=join
+            )
+            try:
+                assert listener.stdout is not None
+                port = int(listener.stdout.readline())
+                service.ask("refresh")
+                found = service.ask("get", part="ports")["ports"][f"tcp 127.0.0.1:{port}"]
+                name = Path(f"/proc/{listener.pid}/comm").read_text().strip()
+            finally:
+                listener.kill()
+                listener.wait()
+        assert found["group"] == "/instar-test-inventory.service"
+        assert (found["programs"], found["known_by"] in ("group", "descriptor")) == ([name], True)
 
     def test_processes(self, service: Service) -> None:
         found = service.ask("get", part="processes")["processes"]
@@ -128,7 +151,9 @@ class TestChanges:
         assert [one["n"] for one in told] == list(range(before + 1, before + 1 + len(told)))
 
     @pytest.mark.parametrize("kill", [True, False])
-    def test_what_became_different_while_it_was_away(self, module: Module, tmp_path: Path, kill: bool) -> None:
+    def test_what_became_different_while_it_was_away(
+        self, module: Module, tmp_path: Path, kill: bool
+    ) -> None:
         data = tmp_path / "data"
         service = module.start(data)
         service.ask("refresh")
@@ -162,3 +187,21 @@ class TestChanges:
 
 def port_of(listener: socket.socket) -> int:
     return int(listener.getsockname()[1])
+
+
+@contextmanager
+def own_group(name: str) -> Iterator[Callable[[], None]]:
+    """A control group at the top; what it gives puts the calling process in it."""
+    places = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+    top = next((Path(place) for place in places if Path(place, "cgroup.controllers").exists()), None)
+    if top is None or os.geteuid() != 0:
+        pytest.skip("needs root and version 2 of control groups")
+    folder = top / name
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no group can be made here: {error}")
+    try:
+        yield lambda: (folder / "cgroup.procs").write_text(str(os.getpid()))  # type: ignore[return-value]
+    finally:
+        folder.rmdir()

@@ -140,17 +140,25 @@ HOSTILE = {
     "zeros": bytes(300_000),
     "one line without an end": b"Package: " + b"x" * 3_000_000,
     "no names": b"Status: install ok installed\n\n" * 5_000,
-    "invalid UTF-8": b"Package: \xff\xfe\"\\\x01\nStatus: install ok installed\nVersion: \xc3\n\n",
+    "invalid UTF-8": b'Package: \xff\xfe"\\\x01\nStatus: install ok installed\nVersion: \xc3\n\n',
     "carriage returns": b"Package: dos\r\nStatus: install ok installed\r\nVersion: 1\r\n\r\n",
-    "long fields": b"Package: " + b"n" * 500 + b"\nStatus: install ok installed\nVersion: " + b"v" * 5000 + b"\n\n",
+    "long fields": b"Package: "
+    + b"n" * 500
+    + b"\nStatus: install ok installed\nVersion: "
+    + b"v" * 5000
+    + b"\n\n",
     "chance": random.Random(3).randbytes(500_000),
-    "mixed": bytes(random.Random(4).choice(b"Package: x\nStatus:installed\n\n\xff\0") for _ in range(200_000)),
+    "mixed": bytes(
+        random.Random(4).choice(b"Package: x\nStatus:installed\n\n\xff\0") for _ in range(200_000)
+    ),
 }
 
 
 class TestHostile:
     @pytest.mark.parametrize("name", HOSTILE)
-    def test_both_kinds_see_the_same_and_neither_breaks(self, first_day: Get, tmp_path: Path, name: str) -> None:
+    def test_both_kinds_see_the_same_and_neither_breaks(
+        self, first_day: Get, tmp_path: Path, name: str
+    ) -> None:
         module = first_day("packages.list")
         replies = []
         for make in (wasm_over, native_over):
@@ -187,7 +195,9 @@ class TestThisMachine:
         if shutil.which("dpkg-query") is None or not Path(REAL).exists():
             pytest.skip("no dpkg on this machine")
         form = "${Package}\t${Version}\t${Architecture}\t${db:Status-Status}\n"
-        done = subprocess.run(["dpkg-query", "-W", "-f", form], capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(
+            ["dpkg-query", "-W", "-f", form], capture_output=True, text=True, check=True, timeout=30
+        )
         rows = [line.split("\t") for line in done.stdout.splitlines()]
         expected = {(row[0], row[1], row[2]) for row in rows if row[3] == "installed"}
         module, found, skip = first_day("packages.list"), set(), 0

@@ -58,7 +58,9 @@ MainPID=0
 
 @pytest.fixture(scope="module")
 def module() -> Any:
-    spec = importlib.util.spec_from_file_location("service_status", MODULES / "service.status" / "services.py")
+    spec = importlib.util.spec_from_file_location(
+        "service_status", MODULES / "service.status" / "services.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -84,7 +86,10 @@ class TestSystemd:
     def root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A machine under systemd, whose systemctl says what `said` and `units` hold, and notes how it was asked."""
         (tmp_path / "run/systemd/system").mkdir(parents=True)
-        write(tmp_path, {"said": SHOW, "units": "cron.service loaded active running Regular\nbad.service loaded\n"})
+        write(
+            tmp_path,
+            {"said": SHOW, "units": "cron.service loaded active running Regular\nbad.service loaded\n"},
+        )
         (tmp_path / "bin").mkdir()
         program = tmp_path / "bin/systemctl"
         program.write_text(
@@ -118,7 +123,9 @@ class TestSystemd:
         assert module.run({"failed": True}, None, root)["services"] == []
 
     def test_a_bus_that_is_down(self, module: Any, root: Path) -> None:
-        write(root, {"bin/systemctl": "#!/bin/sh\necho 'Failed to connect to bus: No such file' >&2\nexit 1\n"})
+        write(
+            root, {"bin/systemctl": "#!/bin/sh\necho 'Failed to connect to bus: No such file' >&2\nexit 1\n"}
+        )
         with pytest.raises(OSError, match=r"cannot ask systemd: Failed to connect to bus"):
             module.run({"names": ["cron"]}, None, root)
 
@@ -157,7 +164,10 @@ def test_openrc(module: Any, tmp_path: Path) -> None:
         "crashed": "failed",
     }  # fmt: skip
     assert next(one["pid"] for one in reply["services"] if one["name"] == "sshd") == 812
-    assert states(module.run({"names": ["nope", "off"]}, None, tmp_path)) == {"nope": "not-found", "off": "stopped"}
+    assert states(module.run({"names": ["nope", "off"]}, None, tmp_path)) == {
+        "nope": "not-found",
+        "off": "stopped",
+    }
     assert set(states(module.run({"failed": True}, None, tmp_path))) == {"broken", "crashed"}
 
 
@@ -165,7 +175,13 @@ def test_runit(module: Any, tmp_path: Path) -> None:
     def status(pid: int, want: str, state: int) -> bytes:
         return bytes(12) + pid.to_bytes(4, "little") + b"\0" + want.encode() + b"\0" + bytes((state,))
 
-    raw = {"up": status(77, "u", 1), "off": status(0, "d", 0), "dies": status(0, "u", 0), "new": b"", "ends": status(5, "d", 2)}
+    raw = {
+        "up": status(77, "u", 1),
+        "off": status(0, "d", 0),
+        "dies": status(0, "u", 0),
+        "new": b"",
+        "ends": status(5, "d", 2),
+    }
     write(tmp_path, {f"etc/service/{name}/supervise/status": content for name, content in raw.items()})
     write(tmp_path, {"proc/1/comm": "runit\n", "etc/service/README": "no service"})
     reply = module.run({}, None, tmp_path)
@@ -179,7 +195,9 @@ def test_runit(module: Any, tmp_path: Path) -> None:
 
 def test_sysv(module: Any, tmp_path: Path) -> None:
     names = ("cron", "dead", "silent", "README", "x.dpkg-old")
-    write(tmp_path, {f"etc/init.d/{name}": "" for name in names} | {"proc/1/comm": "init\n", "proc/9/stat": ""})
+    write(
+        tmp_path, {f"etc/init.d/{name}": "" for name in names} | {"proc/1/comm": "init\n", "proc/9/stat": ""}
+    )
     write(tmp_path, {"run/crond.pid": "9", "run/dead.pid": "10\n"})
     for name in names:
         (tmp_path / "etc/init.d" / name).chmod(0o755)

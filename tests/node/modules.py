@@ -21,9 +21,10 @@ from instar.engine.journal import Journal
 from instar.host.files import DISK, Disk
 from instar.host.line import Line
 from instar.host.program import Program
+from instar.targets.kit import TrustedTarget, Verdict
 from instar.targets.module_release import ModuleRelease
 from instar.trust.module import module_digest
-from tests.node.world import Built, FakeAgent, FakeServer, Node, member, put, tar_gz
+from tests.node.world import Built, FakeServer, FakeSource, Node, member, put, tar_gz
 
 NAME = "demo.watch"
 LINE = f"module/{NAME}"
@@ -77,27 +78,37 @@ def runner(path: Path) -> Path:
 
 
 class ModuleServer(FakeServer):
-    """Offers a module's release; `signed` changes what the metadata says of it."""
+    """Offers a module's release, and `program` to the agent. `signed` changes what the metadata says of the module;
+    `fault` is its fault alone."""
 
-    def __init__(self, offered: Built, name: str = NAME) -> None:
+    def __init__(self, offered: Built, program: Built) -> None:
         super().__init__(offered)
-        self.name = name
+        self._agents = FakeServer(program)
         self.signed: dict[str, Any] = {}
+        self._path = ""
 
     def offer(self, built: Built) -> None:
         self.offered, self.served.data = built, built.archive
         self.sha256 = hashlib.sha256(built.archive).hexdigest()
 
+    def trusted_target(self, target: str) -> TrustedTarget:
+        self._path = target
+        return super().trusted_target(target) if self._of_module() else self._agents.trusted_target(target)
+
+    def verdict(self, line: str, phase: str, tx: str, digest: str, wait_s: float) -> Verdict:
+        server = super() if line.startswith("module/") else self._agents
+        return server.verdict(line, phase, tx, digest, wait_s)
+
+    def source(self) -> FakeSource:
+        return self.served if self._of_module() else self._agents.served
+
     def custom(self) -> dict[str, Any]:
         r = self.offered.release
-        custom = {
-            "kind": "module",
-            "name": self.name,
-            "version": r.version,
-            "digest": r.digest,
-            "mode": "service",
-        }
+        custom = {"kind": "module", "name": NAME, "version": r.version, "digest": r.digest, "mode": "service"}
         return {**custom, **self.signed}
+
+    def _of_module(self) -> bool:
+        return self._path.startswith("module/")
 
 
 class ModuleNode(Node):
@@ -107,7 +118,8 @@ class ModuleNode(Node):
         super().__init__(state, disk, install=install)
         self.first, self.second = build("1.0.0"), build("1.1.0")
         self._program = program
-        self.server: ModuleServer = ModuleServer(self.first)  # type: ignore[assignment]
+        self.modules = {}
+        self.server: ModuleServer = ModuleServer(self.first, self.new)  # type: ignore[assignment]
         self.said = self._answer
         self.running = ""  # the release that the agent runs
         self.module_pid = 1000
@@ -122,7 +134,7 @@ class ModuleNode(Node):
 
     def boot(self) -> None:
         if self.agent is None:
-            self.agent = FakeAgent(self.layout.socket("agent"), lambda: self.said())
+            super().boot()
             self.follow()
 
     def follow(self) -> None:
@@ -152,9 +164,9 @@ class ModuleNode(Node):
                 "state": self._state(),
             }
             return {"modules": [row]}
-        about = {"pid": 77, "digest": "0" * 96, "connected": self.connected}
-        if not self.knows_modules:
-            return {**about, "modules": {}}
+        about = self._healthy()
+        if about is None or not self.knows_modules:
+            return about
         states = {**self.others, **({NAME: self._state()} if self.running else {})}
         digests = {NAME: self._digest()} if self.running else {}
         return {**about, "modules": states, "digests": digests, "pids": {NAME: self.module_pid}}

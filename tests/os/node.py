@@ -119,13 +119,7 @@ class OsNode:
 
     def residents(self) -> list[str]:
         """The roles that processes inside play, by their command lines; rehearsals are not among them."""
-        return sorted(
-            before_option
-            for seen in self.container.processes()
-            if "--rehearse" not in seen.words
-            for before_option, option in zip(seen.words, seen.words[1:], strict=False)
-            if option == "--state" and before_option in LINES
-        )
+        return sorted(role for seen in self.container.processes() for role in LINES if plays(seen, role))
 
     def words(self) -> str:
         """What both roles said last, for an error message."""
@@ -135,6 +129,14 @@ class OsNode:
             for line in self.container.journal(unit)[-25:]
         ]
         return "\n".join(said)
+
+
+def plays(seen: machine.Seen, role: str) -> bool:
+    """Whether it is the process that plays the role, or is about to: `… instar.pyz [launch] ROLE --state DIR`."""
+    words = [word for word in seen.words if word != "launch"]
+    triples = zip(words, words[1:], words[2:], strict=False)
+    found = any((a.endswith(".pyz"), b, c) == (True, role, "--state") for a, b, c in triples)
+    return found and "--rehearse" not in seen.words
 
 
 def outcomes(history: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -22,7 +22,7 @@ from instar.host.layout import Layout
 from instar_lab import machine
 from instar_lab.container import Container
 from tests.os.conftest import OLD, Hall
-from tests.os.node import AGENT, LINES, PROGRAM, STATE, OsNode
+from tests.os.node import AGENT, LINES, PROGRAM, STATE, OsNode, plays
 
 # The sysv test is the short run for CI; `make test-os` runs all.
 pytestmark = pytest.mark.xdist_group("containers")
@@ -89,12 +89,8 @@ class PlainNode(OsNode):
 
     def process(self, role: str) -> machine.Seen:
         """The one process that plays the role, with its pid outside."""
-        (found,) = [seen for seen in self.container.processes() if self._plays(seen, role)]
+        (found,) = [seen for seen in self.container.processes() if plays(seen, role)]
         return found
-
-    def _plays(self, seen: machine.Seen, role: str) -> bool:
-        pairs = zip(seen.words, seen.words[1:], strict=False)
-        return (role, "--state") in pairs and "--rehearse" not in seen.words and "launch" not in seen.words
 
     def words(self) -> str:
         logs = [
@@ -157,7 +153,8 @@ def run_through(node: PlainNode, method: Method) -> None:
     both_run(node)
     assert node.do("detect") == method.name
 
-    restarted(node)
+    restarted(node, lambda: node.do("restart", "agent"))
+    restarted(node, lambda: ordered(node))
     assert node.do("detect") == method.name
     killed(node)
 
@@ -180,17 +177,23 @@ def both_run(node: PlainNode) -> None:
     machine.wait_for(lambda: node.residents() == sorted(LINES), "an agent and an updater", 10.0, node.words)
 
 
-def restarted(node: PlainNode) -> None:
-    """Restart the agent as a child of it does; the updater goes on."""
+def restarted(node: PlainNode, restart: Callable[[], object]) -> None:
+    """The old process is gone for certain, a new one is on its channel, and the updater goes on."""
     old, updater, before = node.process("agent"), node.process("updater"), node.connected_since()
     began = time.time()
-    node.do("restart", "agent")
-    assert machine.wait_gone(old.pid, 0.0) or machine.command_line(old.pid) != old.words
+    restart()
+    assert machine.command_line(old.pid) != old.words
     since = node.connected(after=before)
     print(f"restart of the agent: {since - began:.2f} s from the order to the new channel")
     assert node.process("agent").pid != old.pid
     assert node.process("updater") == updater
     assert since - began < GAP_S
+
+
+def ordered(node: OsNode) -> None:
+    """`instar restart` waits for the end of the command, which the new agent tells."""
+    said = json.loads(node.cli("restart", "--json"))
+    assert (said["status"], said["type"]) == ("success", "restart-agent"), said
 
 
 def killed(node: PlainNode) -> None:
@@ -240,6 +243,15 @@ def test_agent_under_systemd_is_restarted_by_its_own_child(node: OsNode) -> None
     entries = [line.text for line in node.container.journal(AGENT)]
     assert sum(text.startswith("Stopping") for text in entries) == 1
 
+    pid, before = node.pid(AGENT), since
+    began = time.time()
+    ordered(node)
+    since = node.connected(after=before)
+    print(f"systemd, `instar restart`: {since - began:.2f} s from the order to the new channel")
+    assert node.pid(AGENT) not in (0, pid)
+    assert node.container.property(AGENT, "NRestarts") == "0"
+    assert node.container.run("systemctl", "--failed", "--no-legend").stdout == ""
+
 
 @pytest.mark.os
 def test_agent_started_by_hand_beside_its_unit_is_told_apart(node: OsNode) -> None:
@@ -252,10 +264,10 @@ def test_agent_started_by_hand_beside_its_unit_is_told_apart(node: OsNode) -> No
     before = node.connected()
     line = ["python3", "-I", "-S", "-c", DO, launcher, STATE]
     assert node.container.do(*line, "detect").strip() == "bare"
-    (old,) = [seen for seen in node.container.processes() if "agent" in seen.words]
-    node.container.do(*line, "restart", "agent")
+    (old,) = [seen for seen in node.container.processes() if plays(seen, "agent")]
+    ordered(node)
     node.connected(after=before)
-    (new,) = [seen for seen in node.container.processes() if "agent" in seen.words]
+    (new,) = [seen for seen in node.container.processes() if plays(seen, "agent")]
     assert new.pid != old.pid
     assert new.words[-2:] == ("--log", "json")
     assert node.container.do(*line, "detect").strip() == "bare"

@@ -7,6 +7,7 @@ deadline of one that blocks its signals) is tested there.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -214,8 +215,6 @@ def test_a_file_has_a_bound(runner: Runner, make: Make) -> None:
         while (file && fwrite(block, sizeof block, 1, file) == 1) { }
         return instar_put_int(host, "error", errno);"""
     end = runner.run(make(attack(body)), disk=1 << 20)
-    import errno
-
     assert end.reply == {"error": errno.EFBIG}
     assert (runner.cwd / "large").stat().st_size <= 1 << 20
 

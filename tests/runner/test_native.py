@@ -1,28 +1,24 @@
-"""Native modules through real runner processes: the header, the host's functions, services.
+"""Native modules through real runner processes: the host's functions, mistakes, services, files.
 
-What cannot be loaded, and what harms itself, is in test_hostile.py.
+The header itself is in test_header.py; what cannot be loaded, and what harms itself, in test_hostile.py.
 """
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import json
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from instar.runner import native, wrong
-from instar.runner.adapt import FUNCTIONS
+from instar.runner import wrong
 from instar.runner.landlock import version
-from tests.runner.compilers import HEADER, SDK, SHARED, STRICT, compiled, need
 from tests.runner.compilers import native as compile_native
 from tests.runner.conftest import Child, MakeModule, Runner
 
-HEADER_TEXT = (SDK / "instar_module.h").read_text()
 Make = Any
 
 
@@ -45,120 +41,6 @@ def oneshot(body: str, before: str = "") -> str:
         f"{before}\nstatic int32_t run(const struct instar_host *host)\n{{\n(void)host;\n{body}\n}}\n"
         'INSTAR_ONESHOT("test.native", "1.0.0", run);\n'
     )
-
-
-# --- the header and the tables of the runner say the same
-
-
-def test_the_structs_are_as_the_c_compiler_lays_them_out(tmp_path: Path) -> None:
-    need("cc")
-    lines = []
-    for name, struct in (("instar_host", native.HostStruct), ("instar_module", native.ModuleStruct)):
-        lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
-        for member, *_ in struct._fields_:
-            lines.append(f'printf("{name}.{member} %zu\\n", offsetof(struct {name}, {member}));')
-    program = tmp_path / "layout"
-    program.write_bytes(
-        compiled(
-            ["cc", *STRICT],
-            ".c",
-            f"{HEADER}#include <stdio.h>\nint main(void) {{ {' '.join(lines)} return 0; }}",
-        )
-    )
-    program.chmod(0o755)
-    said = dict(line.rsplit(" ", 1) for line in os.popen(str(program)).read().splitlines())
-    for name, struct in (("instar_host", native.HostStruct), ("instar_module", native.ModuleStruct)):
-        assert int(said[name]) == ctypes.sizeof(struct)
-        for member, *_ in struct._fields_:
-            assert int(said[f"{name}.{member}"]) == getattr(struct, member).offset, member
-
-
-def test_the_table_of_functions_is_the_headers() -> None:
-    struct = HEADER_TEXT[
-        HEADER_TEXT.index("struct instar_host {") : HEADER_TEXT.index("#define INSTAR_HAS(host, member) \\")
-    ]
-    kinds = {"int32_t": "I", "int64_t": "L", "double": "D"}
-    found = []
-    for gives, name, takes in re.findall(r"^\s+(\w+) \(\*(\w+)\)\(void \*self(.*?)\);", struct, re.MULTILINE):
-        text = re.sub(r", char \*out, uint32_t room", " O", takes)
-        text = re.sub(r", void \*out, uint32_t room", " B", text)
-        text = re.sub(r", const char \*\w+, uint32_t \w+", " T", text)
-        for kind, letter in kinds.items():
-            text = re.sub(rf", {kind} \w+", f" {letter}", text)
-        found.append((name, text.replace(" ", ""), kinds[gives]))
-    assert found == [(function.name, function.takes, function.gives) for function in FUNCTIONS]
-
-
-def test_the_imports_for_wasm_are_the_same_functions() -> None:
-    imports = re.findall(r"^INSTAR_IMPORT\((\w+), (\w+), \((.*)\)\);", HEADER_TEXT, re.MULTILINE)
-    members = re.findall(r"^\s+(\w+) \(\*(\w+)\)\(void \*self(?:, )?(.*?)\);", HEADER_TEXT, re.MULTILINE)
-    assert [
-        (gives, name, takes.replace("void", "") if takes == "void" else takes)
-        for gives, name, takes in imports
-    ] == members
-
-
-def test_the_numbers_are_the_headers() -> None:
-    numbers = dict(re.findall(r"#define INSTAR_(\w+) \(?(-?\w+?)u?\)?(?:\s|$)", HEADER_TEXT))
-    for name in ("OK", "ABSENT", "BAD_POINTER", "BAD_ORDER", "BAD_VALUE", "REFUSED", "FAILED", "TOO_LARGE"):
-        assert int(numbers[name]) == getattr(wrong, name)
-    assert int(numbers["ABI"]) == native.ABI
-    assert int(numbers["MODULE_MAGIC"], 16) == native.MODULE_MAGIC
-    assert int(numbers["HOST_MAGIC"], 16) == native.HOST_MAGIC
-
-
-@pytest.mark.parametrize("standard", ["c99", "c11", "c17"])
-def test_the_header_is_good_for_c(standard: str) -> None:
-    need("cc")
-    compiled(["cc", *STRICT, *SHARED, f"-std={standard}"], ".c", HEADER + oneshot("return 0;"))
-
-
-def test_the_header_is_good_for_cpp(runner: Runner, make_module: MakeModule) -> None:
-    need("c++", required=False)
-    source = (
-        HEADER
-        + "#include <string>\n"
-        + oneshot('std::string s("from C++");\nreturn instar_put_string(host, "said", s.c_str());')
-    )
-    flags = [flag for flag in STRICT if not flag.startswith("-std")]
-    code = compiled(["c++", "-std=c++11", *flags, *SHARED], ".cpp", source)
-    module = make_module("test.native", {"m.so": code}, runs="native")
-    assert runner.run(module).reply == {"said": "from C++"}
-
-
-RUST = """
-use std::os::raw::{c_char, c_void};
-type Call = Option<unsafe extern "C" fn(*const Host) -> i32>;
-#[repr(C)] pub struct Host {
-    magic: u32, abi: u32, size: u32, reserved: u32, self_: *mut c_void,
-    before: [*const c_void; 8],
-    key: unsafe extern "C" fn(*mut c_void, *const u8, u32) -> i32,
-    skipped: [*const c_void; 4],
-    put_string: unsafe extern "C" fn(*mut c_void, *const u8, u32) -> i32,
-}
-#[repr(C)] pub struct Module {
-    magic: u32, abi: u32, size: u32, reserved: u32, name: *const c_char, version: *const c_char,
-    run: Call, others: [*const c_void; 6],
-}
-unsafe impl Sync for Module {}
-unsafe extern "C" fn run(host: *const Host) -> i32 {
-    let (h, said) = (&*host, "from Rust");
-    (h.key)(h.self_, "said".as_ptr(), 4);
-    (h.put_string)(h.self_, said.as_ptr(), said.len() as u32)
-}
-#[no_mangle] pub static instar_module_v1: Module = Module {
-    magic: 0x494E5354, abi: 1, size: std::mem::size_of::<Module>() as u32, reserved: 0,
-    name: b"test.native\\0".as_ptr() as *const c_char, version: b"1.0.0\\0".as_ptr() as *const c_char,
-    run: Some(run), others: [std::ptr::null(); 6],
-};
-"""
-
-
-def test_the_header_is_good_for_rust(runner: Runner, make_module: MakeModule) -> None:
-    need("rustc", required=False)
-    code = compiled(["rustc", "--crate-type=cdylib", "-Aall"], ".rs", RUST)
-    module = make_module("test.native", {"m.so": code}, runs="native")
-    assert runner.run(module).reply == {"said": "from Rust"}
 
 
 # --- one run
@@ -481,8 +363,6 @@ WRITES = """
 def test_the_kernel_keeps_it_to_its_folders(runner: Runner, make: Make, tmp_path: Path) -> None:
     if not version():
         pytest.skip("this kernel has no Landlock")
-    import errno
-
     module = make(oneshot(WRITES, "#include <errno.h>\n#include <stdio.h>"))
     (tmp_path / "allowed").mkdir()
     (tmp_path / "forbidden").write_text("as it was")
@@ -502,6 +382,21 @@ def test_the_kernel_keeps_it_to_its_folders(runner: Runner, make: Make, tmp_path
     assert (tmp_path / "forbidden").read_text() == "as it was"
 
 
+CONNECTS = """
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return instar_put_int(host, "error", connect(fd, (struct sockaddr *)&to, sizeof to) ? errno : 0);"""
+
+
+def test_the_kernel_keeps_it_off_tcp_unless_it_says_so(runner: Runner, make: Make) -> None:
+    if version() < 4:
+        pytest.skip("this kernel's Landlock knows no TCP")
+    module = make(oneshot(CONNECTS, "#include <arpa/inet.h>\n#include <errno.h>\n#include <sys/socket.h>"))
+    assert runner.run(module).reply == {"error": errno.EACCES}
+    assert runner.run(module, touches={"network": True}).reply["error"] != errno.EACCES
+
+
 def test_a_warm_runner_does_the_same(runner: Runner, make: Make) -> None:
     server = runner.warm()
     module = make(oneshot('return instar_put_int(host, "twice", 2 * instar_get_int(host, "n", 0));'))
@@ -510,3 +405,19 @@ def test_a_warm_runner_does_the_same(runner: Runner, make: Make) -> None:
         {"twice": 4},
         {"twice": 6},
     ]
+
+
+def test_a_child_that_it_forked_reads_its_own_memory(runner: Runner, make: Make) -> None:
+    body = """
+        char words[] = "parent";
+        pid_t child = fork();
+        if (child == 0) {
+            words[0] = 'c';
+            instar_log(host, words);
+            _exit(0);
+        }
+        waitpid(child, 0, 0);
+        instar_log(host, words);
+        return 0;"""
+    module = make(oneshot(body, "#include <sys/wait.h>\n#include <unistd.h>"))
+    assert runner.run(module).said("log") == ["carent", "parent"]

@@ -245,12 +245,14 @@ def test_a_service_from_start_to_stop_and_its_state_in_the_next(
         assert child.finish().exit_code == 0
 
 
-def test_a_service_that_trapped_is_not_entered_again(runner: Runner, make: Make, tmp_path: Path) -> None:
+def test_a_service_that_trapped_answers_and_ends(runner: Runner, make: Make, tmp_path: Path) -> None:
+    """Its memory is in no known state: it is not entered again, and the agent starts a new one."""
     child = runner.serve(make(SERVICE, mode="service", stateful=True), tmp_path / "data")
     child.until("state", "ready")
-    answer = question(child, 1, trap=True)
-    assert answer["error"]["code"] == "wasm-trap"
-    assert "trap" in child.until("state", "failed")["text"]
+    assert question(child, 1, trap=True)["error"]["code"] == "wasm-trap"
+    end = child.finish()
+    assert (end.code, end.exit_code, end.signal) == ("wasm-trap", 1, 0)
+    assert "trap" in end.said("text")[-1]
 
 
 def test_as_another_user(runner: Runner, make: Make) -> None:

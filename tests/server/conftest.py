@@ -16,4 +16,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     ) as world:
         world.publish("1.0.0")
         world.publish("1.1.0")
+        for version in ("1.0.0", "1.2.0", "1.10.0"):
+            world.publish_module("echo", version)
+        world.publish_module("inventory", "1.0.0", "service")
+        world.publish_module("inventory", "1.1.0", "service")
         yield world

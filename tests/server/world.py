@@ -29,11 +29,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import CryptoSigner
 
+from instar.trust.manifest import FileEntry
+from instar.trust.module import ModuleManifest
 from instar_server.main import initialise
 from instar_server.settings import Layout, check
 from instar_server.trust import keys, offline
 from instar_server.trust.offline import RoleKeys
-from instar_server.trust.pack import Release, pack_release
+from instar_server.trust.pack import Release, pack_files, pack_release
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 20.0
@@ -62,6 +64,7 @@ class Operator:
     root: bytes = b""
     targets: bytes = b""
     releases: dict[str, Release] = field(default_factory=dict)
+    modules: dict[tuple[str, str], Release] = field(default_factory=dict)
 
     def make_root(self) -> Path:
         online = keys.generate_online(self.folder / "online")
@@ -82,14 +85,27 @@ class Operator:
     def add(self, version: str) -> Release:
         """Sign targets metadata that has the release `version` too."""
         release = pack_release(program(version), version)
+        self._sign(release)
+        self.releases[version] = release
+        return release
+
+    def add_module(self, name: str, version: str, mode: str) -> Release:
+        """Sign targets metadata that has this module too."""
+        code = f"def run(args, context):\n    return {{'version': {version!r}}}\n".encode()
+        entry = FileEntry("module.py", len(code), hashlib.sha256(code).hexdigest(), "0644")
+        manifest = ModuleManifest(name, version, "python", mode, {"any": "module.py"}, (entry,))
+        release = pack_files(manifest, {"module.py": code})
+        self._sign(release)
+        self.modules[name, version] = release
+        return release
+
+    def _sign(self, release: Release) -> None:
         current = self.targets or offline.first_targets(later(90))
         self.targets = offline.add_target(
             current, release.path, len(release.archive), release.sha256, release.custom, later(90)
         )
         for signer in self.targets_keys[:2]:
             self.targets = offline.sign(self.targets, signer, [self.root])
-        self.releases[version] = release
-        return release
 
 
 def _signers(count: int) -> list[CryptoSigner]:
@@ -154,10 +170,18 @@ class World:
 
     def publish(self, version: str) -> Release:
         release = self.operator.add(version)
+        self._upload(release)
+        return release
+
+    def publish_module(self, name: str, version: str = "1.0.0", mode: str = "oneshot") -> Release:
+        release = self.operator.add_module(name, version, mode)
+        self._upload(release)
+        return release
+
+    def _upload(self, release: Release) -> None:
         with self.api() as api:
             api.put(f"/blobs/{release.sha256}", content=release.archive).raise_for_status()
             api.put("/trust/targets", content=self.operator.targets).raise_for_status()
-        return release
 
     def token(self, group: str = "default", uses: int = 1, lifetime_s: float = 3600.0) -> str:
         with self.api() as api:
@@ -170,6 +194,24 @@ class World:
         with self.api() as api:
             api.put("/wishes", json=body).raise_for_status()
 
+    def order(self, *nodes: Node, path: str = "/jobs", **body: Any) -> dict[str, Any]:
+        """Order something for these nodes; a job with the module `echo` unless `body` says otherwise."""
+        body = {"select": {"nodes": [node.id for node in nodes]}, **body}
+        if path == "/jobs":
+            body = {"module": "echo", **body}
+        return self.ask("POST", path, json=body)
+
+    def ask(self, method: str, path: str, status: int = 200, **more: Any) -> Any:
+        """A call of the API that is answered with `status`."""
+        with self.api() as api:
+            answer = api.request(method, path, **more)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    def history(self, id_: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.ask("GET", f"/nodes/{id_}/history")["entries"]
+        return found
+
     def node(self, id_: str) -> dict[str, Any]:
         with self.api() as api:
             answer = api.get(f"/nodes/{id_}")
@@ -177,10 +219,10 @@ class World:
         found: dict[str, Any] = answer.json()
         return found
 
-    def new_node(self, group: str = "default") -> Node:
+    def new_node(self, group: str = "default", facts: dict[str, Any] | None = None) -> Node:
         """Enrol a node."""
         node = Node(self, self.folder / "nodes" / os.urandom(4).hex())
-        answer = node.enrol(self.token(group))
+        answer = node.enrol(self.token(group), facts=facts)
         assert answer.status_code == 200, answer.text
         return node
 
@@ -221,9 +263,13 @@ class Node:
     def base(self) -> str:
         return f"https://127.0.0.1:{self.world.ports['gateway_port']}"
 
-    def enrol(self, token: str, csr: str | None = None) -> httpx.Response:
+    def enrol(
+        self, token: str, csr: str | None = None, facts: dict[str, Any] | None = None
+    ) -> httpx.Response:
         context = ssl.create_default_context(cafile=str(self.world.layout.ca / "ca.pem"))
-        body = {"v": 1, "token": token, "csr": make_csr(self.key) if csr is None else csr, "facts": {"a": 1}}
+        body = {
+            "v": 1, "token": token, "csr": make_csr(self.key) if csr is None else csr, "facts": facts or {"a": 1},
+        }  # fmt: skip
         with httpx.Client(verify=context, trust_env=False) as client:
             answer = client.post(f"{self.base}/v1/enrol", json=body)
         if answer.status_code == 200:
@@ -303,6 +349,29 @@ class Channel:
             if frame["t"] != "look" or type_ == "look":
                 assert frame["t"] == type_, frame
                 return frame
+
+    async def job(self, within_s: float = 10.0) -> dict[str, Any]:
+        """The next job, taken."""
+        job = await self.read_type("job", within_s)
+        await self.send("taken", id=job["id"])
+        return job
+
+    async def answer(self, job: dict[str, Any], **more: Any) -> None:
+        """A result, acknowledged."""
+        await self.send("result", id=job["id"], **({"ok": True, "reply": {"echo": job["args"]}} | more))
+        assert (await self.read_type("ack"))["id"] == job["id"]
+
+    async def answer_all(self) -> None:
+        """Until cancelled, do every job and command as a good node does."""
+        while (frame := await self.read(60.0))["t"] != "closed":
+            if frame["t"] == "job":
+                await self.send("taken", id=frame["id"])
+                await self.send("output", id=frame["id"], seq=1, kind="log", text="at work")
+                await self.send("result", id=frame["id"], ok=True, reply={"echo": frame["args"]}, seconds=0.5)
+            elif frame["t"] == "command":
+                await self.send("taken", id=frame["id"])
+                told = {"id": frame["id"], "type": frame["type"], "status": "success"}
+                await self.send("command-status", **told, modules=dict.fromkeys(frame["modules"], "running"))
 
     async def selftest(self, job: dict[str, Any], version: str = "1.0.0", /, **wrong: Any) -> None:
         """Answer a job as a good release does, except for what `wrong` says."""

@@ -17,6 +17,8 @@ from instar.core.errors import InputError, InstarError, MachineError, ServerUnre
 from instar.wire.messages import (
     HELLO_WITHIN_S,
     Ack,
+    Cancel,
+    Command,
     Error,
     Health,
     Hello,
@@ -46,8 +48,10 @@ class Duties(Protocol):
     def health(self) -> Health: ...
     def welcomed(self) -> None: ...
     def look(self, reason: str) -> None: ...
-    def job(self, job: Job) -> None: ...  # may raise InputError, which the server gets
-    def acknowledged(self, job_id: str) -> None: ...
+    def job(self, job: Job) -> None: ...  # this and the next two may raise InputError, which the server gets
+    def cancel(self, job_id: str) -> None: ...
+    def command(self, command: Command) -> None: ...
+    def acknowledged(self, item_id: str) -> None: ...  # a job's result, or a command's end
 
 
 class Channel:
@@ -66,6 +70,7 @@ class Channel:
         self._link: Link | None = None
         self._since: float | None = None
         self._hurry = asyncio.Event()
+        self._pings, self._heard = 0, 0.0
 
     @property
     def connected_for_s(self) -> float | None:
@@ -82,6 +87,19 @@ class Channel:
     def hurry(self) -> None:
         """Cut the present wait before a reconnect short (somebody on this machine asked)."""
         self._hurry.set()
+
+    def poke(self) -> bool:
+        """Ping at once; whether there is a connection. One that stays silent is given up for a new one:
+        this machine, or its network, may have been away and the other end know nothing of us any more."""
+        if self._link is None or not self.send(self._next_ping()):
+            return False
+        asyncio.get_running_loop().call_later(PONG_WITHIN_S, self._doubt, self._link, self._now())
+        return True
+
+    def _doubt(self, link: Link, asked: float) -> None:
+        if self._link is link and self._heard < asked:
+            log.warning("nothing came from the server since we were poked; connecting anew")
+            link.cut()
 
     async def run(self) -> None:
         """Until cancelled; then it says goodbye to the server first."""
@@ -147,38 +165,49 @@ class Channel:
     async def _converse(self, link: Link, welcome: Welcome, came: list[Message | Unusable]) -> None:
         ping_s = _within(welcome.ping_s, PING_BOUNDS_S)
         health_s = _within(welcome.health_s, HEALTH_BOUNDS_S)
-        heard = now = self._now()
-        next_ping, next_health, pings = now + ping_s, now, 0
+        self._heard = now = self._now()
+        next_ping, next_health, self._pings = now + ping_s, now, 0
         while True:
             for message in came:
                 self._heed(link, message)
             now = self._now()
-            heard = now if came else heard
+            self._heard = now if came else self._heard
             if now >= next_health:
                 link.send(self._duties.health())
                 next_health = now + health_s
             if now >= next_ping:
-                pings += 1
-                link.send(Ping(pings))
+                link.send(self._next_ping())
                 next_ping = now + ping_s
-            dead = heard + ping_s + PONG_WITHIN_S
+            dead = self._heard + ping_s + PONG_WITHIN_S
             if now >= dead:
-                text = f"cannot go on: nothing came from the server for {now - heard:.0f} s"
+                text = f"cannot go on: nothing came from the server for {now - self._heard:.0f} s"
                 raise ServerUnreachable("server-silent", text)
             came = await link.receive(max(0.001, min(next_ping, next_health, dead) - now))
 
-    def _take(self, link: Link, job: Job) -> None:
+    def _next_ping(self) -> Ping:
+        self._pings += 1
+        return Ping(self._pings)
+
+    def _take(self, link: Link, order: Job | Cancel | Command) -> None:
+        """What the server wants done. One that this node cannot take is answered, and costs nothing else."""
         try:
-            self._duties.job(job)
+            if isinstance(order, Job):
+                self._duties.job(order)
+            elif isinstance(order, Cancel):
+                self._duties.cancel(order.id)
+            else:
+                self._duties.command(order)
         except InputError as error:
-            log.warning("a job from the server: %s", error.text)
+            log.warning("a %s from the server: %s", order.T, error.text)
             link.send(Error(error.code, error.text))
+        except MachineError as error:  # nothing was kept of it, and nothing was said to have been taken
+            log.error("a %s from the server: %s (%s)", order.T, error.text, error.code)
 
     def _heed(self, link: Link, message: Message | Unusable) -> None:
         """Obey one message. What cannot be obeyed is answered with an `error`; the connection stays."""
         if isinstance(message, Unusable):
             log.warning("a frame from the server: %s (%s)", message.problem.text, message.problem.code)
-        elif isinstance(message, Job):
+        elif isinstance(message, (Job, Cancel, Command)):
             self._take(link, message)
         elif isinstance(message, Ack):
             try:

@@ -112,6 +112,10 @@ class Link:
             pass  # the goodbye is a courtesy
         self._writer.transport.abort()
 
+    def cut(self) -> None:
+        """Break the connection without a word; whoever receives from it learns that it is lost."""
+        self._writer.transport.abort()
+
     def _read(self, text: str) -> Incoming:
         try:
             return decode(text)

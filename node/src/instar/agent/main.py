@@ -112,7 +112,7 @@ async def _reside(layout: Layout, program: Program) -> bool:
     agent.channel = channel = Channel(connect, agent, Backoff(*RECONNECT), random01, clock.monotonic)
     agent.poke = Poke(node.wake, agent.poked, clock.monotonic)
     runners = _wire_modules(layout, program, clock, agent)
-    agent.jobs = jobs = Jobs(DiskStore(layout.jobs), program.command("runner"), channel.send)
+    jobs = agent.jobs
     api = LocalApi(layout.socket("agent"), agent.handlers())
     await api.open()
     reach("agent:ready")
@@ -143,9 +143,19 @@ async def _reside(layout: Layout, program: Program) -> bool:
 
 
 def _wire_modules(layout: Layout, program: Program, clock: Clock, agent: Resident) -> Runners:
-    """Modules and commands, each carried only once there is something of it."""
+    """Jobs, modules and commands; the last two are carried only once there is something of them."""
     runners = Runners(program.command("runner"))
     shelf = Shelf(layout, program.command("fetch-module", "--state", str(layout.state)))
+    agent.jobs = Jobs(
+        DiskStore(layout.jobs, clock.wall),
+        runners,
+        shelf,
+        lambda: agent.modules.made,
+        agent.channel.send,
+        layout.run / "scratch",
+        clock,
+        random01,
+    )
 
     def supervisor() -> Supervisor:
         from instar.agent.supervisor import Supervisor

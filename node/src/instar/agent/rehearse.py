@@ -10,8 +10,9 @@ import asyncio
 from typing import TypeVar
 
 from instar.agent.dial import Dialer
-from instar.agent.jobs import run_job
 from instar.agent.link import Incoming, Link, open_link
+from instar.agent.runners import Runners
+from instar.agent.running import run_job
 from instar.core.errors import InstarError, ReleaseError, ServerRefused, ServerUnreachable
 from instar.host.program import Program
 from instar.wire.messages import Ack, Hello, Job, Ping, Pong, Refused, Result, Welcome
@@ -47,7 +48,9 @@ class _Rehearsal:
         if job.purpose != "rehearsal":
             text = f"cannot rehearse: expected a rehearsal job, got {job.purpose!a:.40}"
             raise InstarError("wrong-job", text)
-        result = await run_job(job, self._program.command("runner"))
+        # Cold, and where this process is: nothing of the machine's is touched for a test.
+        runners = Runners(self._program.command("runner"), grouped=False)
+        result = await run_job(job, runners, warm=False)
         self._link.send(result)
         await self._end(result)
 
@@ -62,7 +65,7 @@ class _Rehearsal:
             text = f"cannot rehearse: the server said {over.message!a:.300}"
             raise ServerRefused(over.code[:64], text)
         if not result.ok:
-            raise ReleaseError("job-failed", f"cannot rehearse: {result.reason}")
+            raise ReleaseError("job-failed", f"cannot rehearse: {result.reason} ({result.code})")
 
     async def _expect(self, kind: type[Kind]) -> Kind:
         """The next message of `kind`. A refusal in its place is raised, pings are answered."""

@@ -108,6 +108,9 @@ class Resident:
     def job(self, job: Job) -> None:
         self.jobs.take(job)
 
+    def cancel(self, job_id: str) -> None:
+        self.jobs.cancel(job_id)
+
     def command(self, command: Command) -> None:
         self.commands.need().take(command)
 
@@ -133,6 +136,7 @@ class Resident:
     def poked(self, _peer: str) -> None:
         """Phone home now."""
         self.channel.hurry()
+        self.channel.poke()
         self._waker.wake()
 
     async def finish(self, within_s: float) -> None:

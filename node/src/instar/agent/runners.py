@@ -38,8 +38,15 @@ Heed = Callable[[dict[str, Any]], None]
 class Runners:
     """`command` starts a cold runner. `grouped`: use cgroups where there are some that are ours."""
 
-    def __init__(self, command: list[str], grouped: bool = True, idle_s: float = IDLE_S) -> None:
-        self._command, self._grouped, self._idle_s = command, grouped, idle_s
+    def __init__(
+        self,
+        command: list[str],
+        grouped: bool = True,
+        idle_s: float = IDLE_S,
+        fork_within_s: float = FORK_WITHIN_S,
+    ) -> None:
+        self._command, self._grouped = command, grouped
+        self._idle_s, self._fork_within_s = idle_s, fork_within_s
         self._groups: Groups | None = None
         self._looked_for_groups = False
         self._number = 0
@@ -141,7 +148,7 @@ class Runners:
             if self._server is None or not self._server.alive:
                 await self._new_server()
             assert self._server is not None
-            return await _forked(self._server.fork(ends))
+            return await _forked(self._server.fork(ends), self._fork_within_s)
         except OSError as error:  # TimeoutError is one
             if isinstance(error, BlockingIOError) and self.warm_pid:  # it lives, and cannot fork just now
                 log.warning("starting a runner cold: %s", error)
@@ -258,10 +265,10 @@ class Runners:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _forked(child: WarmChild) -> WarmChild:
+async def _forked(child: WarmChild, within_s: float) -> WarmChild:
     """`child`, when it has its pid. Raises OSError."""
     try:
-        async with asyncio.timeout(FORK_WITHIN_S):
+        async with asyncio.timeout(within_s):
             await child.forked
     except BaseException:
         child.abandon()

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 LOOK_S = 3600.0  # one wait for a process's end; then the next
 REAP_WITHIN_S = 5.0  # for a process to be gone once it is killed
-USED_EVERY_S = 3600.0
 LINES_A_MINUTE = 60  # of a module's own words in our log
 SAYS = {"ready": Event.READY, "ok": Event.WELL, "failed": Event.UNWELL}
 
@@ -49,7 +48,7 @@ class Starter(Protocol):
 
 
 class Service:
-    """`changed` is called after each change of state. Not for use from several loops."""
+    """`used` is told at each start, `changed` after each change of state."""
 
     def __init__(
         self,
@@ -58,13 +57,14 @@ class Service:
         runners: Starter,
         clock: Clock,
         random01: Callable[[], float],
+        used: Callable[[Module], None],
         changed: Callable[[], None],
     ) -> None:
         self.module, self.state = module, State.ABSENT
         self.restarts = 0  # starts after a failure
         self.error = ""  # why it is not well, or last was not
         self._place, self._runners, self._clock = place, runners, clock
-        self._random01, self._changed = random01, changed
+        self._random01, self._used, self._changed = random01, used, changed
         self._backoff = Backoff(*BACKOFF)
         self._since, self._ready_at = clock.wall(), 0.0
         self._last: Outcome | None = None
@@ -203,7 +203,7 @@ class Service:
         stop_s = self.module.manifest.timeouts.stop_s
         await end_stray(self._place.process, self._clock.boot_id(), stop_s)
         make_folder(self._place.data, 0o700)
-        _touch(self._place.used, self._clock.wall())
+        self._used(self.module)
         self._said = ""
         return await self._runners.start(
             serve_request(self.module, self._place), self._heed, self._place.data, False
@@ -374,14 +374,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _touch(path: Path, now: float) -> None:
-    """Say when the module was last run, without a write at each start."""
-    with contextlib.suppress(OSError):
-        try:
-            if now - path.stat().st_mtime < USED_EVERY_S:
-                return
-        except FileNotFoundError:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        os.utime(path)

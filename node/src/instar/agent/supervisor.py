@@ -237,9 +237,8 @@ class Supervisor:
     def _add(self, module: Module) -> None:
         name = module.manifest.name
         place = self._layout.module(name)
-        self._services[name] = Service(
-            module, place, self._runners, self._clock, self._random01, self._change
-        )
+        used, clock, chance = self._shelf.mark_used, self._clock, self._random01
+        self._services[name] = Service(module, place, self._runners, clock, chance, used, self._change)
 
     def _start(self, name: str) -> None:
         if not self._halted:

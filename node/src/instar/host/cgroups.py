@@ -11,7 +11,7 @@ somebody else's, and nothing is touched. A mount without controllers (the `unifi
 tree) is good enough for `cgroup.kill`, the only sure way to end a process that forks faster than it can
 be counted. The limits need the controllers `memory` and `pids`; a leaf says which it has.
 
-Everything but `find` raises OSError. Standard library only, few imports.
+Everything but `find` and `close` raises OSError. Standard library only, few imports.
 """
 
 from __future__ import annotations
@@ -259,7 +259,10 @@ def _enable(folder: Path) -> None:
 
 
 def _leaves(folder: Path) -> list[Path]:
-    return [part for part in folder.iterdir() if LEAF.fullmatch(part.name)]
+    try:
+        return [part for part in folder.iterdir() if LEAF.fullmatch(part.name)]
+    except FileNotFoundError:
+        return []
 
 
 def _end_runs(folder: Path) -> None:

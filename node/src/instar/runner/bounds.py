@@ -19,6 +19,7 @@ from instar.runner.request import BUILTIN, Request
 
 PLAIN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 KEPT = "INSTAR_WASMTIME"  # where the agent's configuration says that wasmtime is
+HERE = "/proc/self/cwd"  # the working folder, for one who may not come there by its path
 SPARE_S = 2  # past its deadline, a runner whose agent died ends itself
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 STILL_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)  # so that a write fails with a reason
@@ -58,6 +59,7 @@ def apply(request: Request) -> Request:
         for folder in dict.fromkeys((request.data, os.getcwd())):
             if folder:
                 _give(folder, uid, gid)
+        os.environ.update(HOME=HERE, TMPDIR=HERE)
         module = module._replace(folder=_held(module.folder))
         data = _held(data) if data else ""
     _limit(module.limits, request, uid)

@@ -112,7 +112,6 @@ class OwnMemory:
     """This process's memory, read and written by a system call that fails where a plain access would crash."""
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
         probe = ctypes.create_string_buffer(1)
         # A container may forbid the call: then a wild pointer crashes this process, as it would without us.
         self._checked = self._copy(_readv, ctypes.create_string_buffer(1), ctypes.addressof(probe), 1)
@@ -143,7 +142,8 @@ class OwnMemory:
 
     def _copy(self, call: Callable[..., int], buffer: Any, at: int, length: int) -> bool:
         ours, theirs = _Piece(ctypes.addressof(buffer), length), _Piece(at, length)
-        return call(self._pid, ctypes.byref(ours), _ONE, ctypes.byref(theirs), _ONE, _NONE) == length
+        # Asked each time: a child that the module forked must not read its parent's memory.
+        return call(os.getpid(), ctypes.byref(ours), _ONE, ctypes.byref(theirs), _ONE, _NONE) == length
 
 
 def load(module: ModuleSpec, context: Context) -> NativeModule:

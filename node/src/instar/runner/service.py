@@ -81,6 +81,8 @@ class Service:
         try:
             sick = call("ask module for its health", self._loaded.health, self._context)
         except InstarError as error:
+            if error.code == "wasm-trap":  # it cannot be entered again: a new process is what helps
+                raise
             sick = error.text
         if sick != self._sick:
             self._sick = sick

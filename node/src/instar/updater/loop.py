@@ -81,9 +81,11 @@ class Loop:
             wanted = self.client.wanted()
             self._generations = {wish.line: wish.generation for wish in wanted.wishes}
             self._give_up_unwanted(wanted)
-            self._drive_open(active_only=False)
-            for wish in wanted.wishes:
-                self._apart(wish.line, lambda wish=wish: self._fulfil(wish, wanted))  # type: ignore[misc]
+            for modules in (False, True):  # a module never keeps the programs waiting
+                self._drive_open(active_only=False, modules=modules)
+                for wish in wanted.wishes:
+                    if _is_module(wish.line) is modules:
+                        self._apart(wish.line, lambda wish=wish: self._fulfil(wish, wanted))  # type: ignore[misc]
             self._retire_unwanted(wanted)
             self.journals.prune(KEPT_JOURNALS)
         except NotNow as later:
@@ -120,10 +122,12 @@ class Loop:
         log.info("%s %s %s%s", begin.line, begin.version, end.state.value, why)
         return end.state
 
-    def _drive_open(self, active_only: bool) -> None:
+    def _drive_open(self, active_only: bool, modules: bool = True) -> None:
         """Go on with what is open: what is active, or needs no server, before anything else."""
         for journal in self._unfinished():
             begin = journal.progress.begin
+            if _is_module(begin.line) and not modules:
+                continue
             passive = journal.progress.state in BEFORE_ACTIVATION and begin.cause == "wish"
             if active_only and passive:
                 continue
@@ -202,7 +206,8 @@ class Loop:
         log.info("%s: from %s to %s", wish.line, line.current(), wish.release.name)
         begin = self._begin(line, wish.line, wish.release.version, wish.release.digest, "wish")
         begin = replace(begin, target=wish.target, generation=wish.generation)
-        self._drive(self.journals.begin(begin))
+        if self._drive(self.journals.begin(begin)) is State.REVERTED:
+            self._too_soon(wish)  # so that the next round comes as soon as it may be tried again
 
     def _kept_out(self, wish: Wish) -> bool:
         entries = read_quarantine(self.layout.quarantine)

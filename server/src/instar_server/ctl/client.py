@@ -21,6 +21,7 @@ import httpx
 from instar.core.errors import InputError, ServerRefused, ServerUnreachable
 
 CONNECT_S, ANSWER_S = 10.0, 60.0
+EVENT_S = 45.0  # the server says something at least every 15 s
 BLOCK = 262_144  # bytes of an upload that are sent at once
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -106,6 +107,23 @@ class Client:
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._json(self._ask("POST", path, json=body))
 
+    def events(self, path: str, **query: Any) -> Iterator[dict[str, Any] | None]:
+        """Server-sent events as they come; None now and then, when there was none. Ends when the server ends it."""
+        try:
+            with self._http.stream("GET", path, params=_given(query), timeout=EVENT_S) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise _refusal(answer)
+                for line in answer.iter_lines():
+                    if line.startswith("data: "):
+                        yield json.loads(line.removeprefix("data: "))
+                    elif line.startswith(":"):
+                        yield None
+        except httpx.TransportError as error:
+            raise ServerUnreachable("unreachable", f"cannot reach {self._http.base_url}: {error}") from error
+        except ValueError as error:
+            raise ServerUnreachable("bad-answer", f"cannot read the server's events: {error}") from error
+
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._json(self._ask("PUT", path, json=body))
 
@@ -132,9 +150,7 @@ class Client:
             raise ServerUnreachable("unreachable", f"cannot reach {self._http.base_url}: {error}") from error
         if answer.is_success:
             return answer
-        code, text = _error_of(answer)
-        kind = ServerUnreachable if answer.status_code >= 500 or answer.status_code == 429 else ServerRefused
-        raise kind(code, text)
+        raise _refusal(answer)
 
     def _json(self, answer: httpx.Response) -> Any:
         try:
@@ -145,6 +161,12 @@ class Client:
 
 def _given(query: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in query.items() if value is not None}
+
+
+def _refusal(answer: httpx.Response) -> ServerUnreachable | ServerRefused:
+    code, text = _error_of(answer)
+    kind = ServerUnreachable if answer.status_code >= 500 or answer.status_code == 429 else ServerRefused
+    return kind(code, text)
 
 
 def _error_of(answer: httpx.Response) -> tuple[str, str]:

@@ -17,6 +17,10 @@ trust = typer.Typer(no_args_is_help=True)
 
 Group = Annotated[str | None, typer.Option(help="For every node of this group.")]
 Node = Annotated[str | None, typer.Option(help="For this node alone; goes before its group's wish.")]
+Module = Annotated[
+    list[str] | None,
+    typer.Option(help="A service module in place of the node program; several times for several."),
+]
 Lines = Annotated[list[str] | None, typer.Option("--line", help="agent or updater; both if not given.")]
 
 
@@ -26,19 +30,27 @@ def _subject(group: str | None, node: str | None) -> tuple[str, str]:
     return ("group", group) if group is not None else ("node", str(node))
 
 
+def _lines(lines: list[str] | None, modules: list[str] | None) -> list[str]:
+    if lines and modules:
+        raise InputError("bad-options", "cannot tell what: expected either --line or --module")
+    return [f"module/{name}" for name in modules or ()] or lines or ["updater", "agent"]
+
+
 def want(
     context: typer.Context,
-    version: Annotated[str, typer.Option(help="A published release.")],
+    version: Annotated[str, typer.Option(help="A published release, or with --module the module's version.")],
     group: Group = None,
     node: Node = None,
     line: Lines = None,
+    module: Module = None,
     as_json: AsJson = False,
 ) -> None:
     """Want a release. The same wish again makes nodes that gave up on it try again."""
     with plain_errors():
         scope, subject = _subject(group, node)
+        lines = _lines(line, module)
     with connected(context) as client:
-        body = {"scope": scope, "subject": subject, "lines": line or ["updater", "agent"], "version": version}
+        body = {"scope": scope, "subject": subject, "lines": lines, "version": version}
         made = client.put("/wishes", body)["wishes"]
     show(
         made,
@@ -52,13 +64,15 @@ def unwant(
     group: Group = None,
     node: Node = None,
     line: Lines = None,
+    module: Module = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take wishes back; nodes stay on what they run."""
+    """Take wishes back. Nodes stay on the program that they run; a module that is wanted no more is stopped."""
     with plain_errors():
         scope, subject = _subject(group, node)
+        lines = _lines(line, module)
     with connected(context) as client:
-        done = client.delete("/wishes", scope=scope, subject=subject, line=line or ["updater", "agent"])
+        done = client.delete("/wishes", scope=scope, subject=subject, line=lines)
     show(done, as_json, lambda: f"nothing is wanted any more for {scope} {subject}")
 
 
@@ -96,6 +110,14 @@ def list_releases(context: typer.Context, as_json: AsJson = False) -> None:
         found: list[dict[str, Any]] = client.get("/releases")["releases"]
     rows = [(r["version"], short(r["digest"]), r["length"], r["target"]) for r in found]
     show(found, as_json, lambda: make_table(("version", "program", "bytes", "target"), rows))
+
+
+def list_modules(context: typer.Context, as_json: AsJson = False) -> None:
+    """The published modules, newest version first."""
+    with connected(context) as client:
+        found: list[dict[str, Any]] = client.get("/modules")["modules"]
+    rows = [(m["name"], m["version"], m["runs"], m["mode"], short(m["digest"]), m["length"]) for m in found]
+    show(found, as_json, lambda: make_table(("module", "version", "runs", "mode", "digest", "bytes"), rows))
 
 
 @program.command("download")

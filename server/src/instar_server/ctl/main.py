@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from instar_server import VERSION
-from instar_server.ctl import fleet, keys, nodes, release, tokens, words
+from instar_server.ctl import fleet, jobs, keys, modules, nodes, release, restart, tokens, words
 from instar_server.ctl.client import config_path, find_access
 from instar_server.ctl.output import Options, plain_errors
 from instar_server.trust.files import make_folder, write_atomic
@@ -45,10 +45,15 @@ app.command("status")(fleet.status)
 app.add_typer(tokens.app, name="tokens", help=words.TOKENS, epilog=words.EXAMPLES["tokens"])
 app.add_typer(fleet.program, name="program", help=words.PROGRAM, epilog=words.EXAMPLES["program"])
 app.add_typer(nodes.app, name="nodes", help=words.NODES, epilog=words.EXAMPLES["nodes"])
+app.add_typer(nodes.app, name="node", hidden=True)  # the same by the name that one types for one of them
 app.add_typer(nodes.groups, name="groups", help="Groups of nodes.")
 app.command("want", epilog=words.EXAMPLES["want"])(fleet.want)
 app.command("unwant", epilog=words.EXAMPLES["unwant"])(fleet.unwant)
 app.command("wishes")(fleet.wishes)
+app.add_typer(jobs.app, name="job", help=words.JOB, epilog=words.EXAMPLES["job"])
+app.command("restart", epilog=words.EXAMPLES["restart"])(restart.restart)
+modules.app.command("list")(fleet.list_modules)
+app.add_typer(modules.app, name="module", help=words.MODULE, epilog=words.EXAMPLES["module"])
 app.add_typer(fleet.releases, name="releases", help="Published releases.")
 app.add_typer(release.app, name="release")
 app.add_typer(keys.app, name="keys")

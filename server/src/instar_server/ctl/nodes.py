@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from instar.core.errors import InputError, MachineError
 from instar_server.ctl.output import AsJson, connected, make_table, short, show, when
 
 app = typer.Typer(no_args_is_help=True)
 groups = typer.Typer(no_args_is_help=True)
 
 PAGE = 500
+KNOCK_S = 5.0
 NodeArgument = Annotated[str, typer.Argument(help="The node's id.")]
 
 
@@ -68,6 +71,8 @@ def _detail(node: dict[str, Any]) -> Table:
         ("agent", _program(node["agent"])),
         ("updater", _program(node["updater"])),
         *((f"wanted {line}", f"{w['version']} (by {w['scope']})") for line, w in node["wanted"].items()),
+        *((f"module {name}", f"{m['state']} {short(m['digest'])}") for name, m in node["modules"].items()),
+        ("address", f"{node['address']} port {node['wake_port'] or 'none'}" if node["address"] else ""),
         ("last update", f"{tx['line']} {tx['version']}: {tx['phase']} {tx['reason_text']}" if tx else "none"),
         ("machine", " ".join(part for part in (node["os"], node["arch"], node["python"]) if part)),
         *((f"certificate {c['serial'][:8]}", f"ends {when(c['not_after'])}") for c in node["certificates"]),
@@ -96,6 +101,40 @@ def history(
     if not found["whole"]:
         typer.echo(f"instarctl: this history was altered: {found['fault']} [history-altered]", err=True)
         raise typer.Exit(3)
+
+
+@app.command()
+def poke(
+    context: typer.Context,
+    node: NodeArgument,
+    via_server: Annotated[
+        bool,
+        typer.Option(
+            "--via-server", help="Let the server connect, for a node that is not reached from here."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Wake a node: one TCP connection to its wake-up port makes it phone home now."""
+    with connected(context) as client:
+        if via_server:
+            found = client.post(f"/nodes/{node}/poke", {})
+        else:
+            seen = client.get(f"/nodes/{node}")
+            found = {"address": seen["address"], "port": seen["wake_port"]}
+            _knock(node, found["address"], found["port"])
+    show(found, as_json, lambda: f"knocked at {found['address']} port {found['port']}")
+
+
+def _knock(node: str, address: str, port: int) -> None:
+    """Raises InputError `no-wake-port`, MachineError `no-answer`."""
+    if not address or not port:
+        raise InputError("no-wake-port", f"cannot poke {node}: it has told of no wake-up port")
+    try:
+        socket.create_connection((address, port), KNOCK_S).close()
+    except OSError as error:
+        text = f"cannot poke {node}: nothing answers at {address} port {port} from here: {error}; try --via-server"
+        raise MachineError("no-answer", text) from None
 
 
 @app.command()

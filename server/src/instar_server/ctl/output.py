@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from instar.core.errors import InstarError
 from instar_server.ctl.client import Client, find_access
@@ -50,7 +51,7 @@ def connected(context: typer.Context) -> Iterator[Client]:
         yield client
 
 
-def show(data: Any, as_json: bool, table: Callable[[], Table | str]) -> None:
+def show(data: Any, as_json: bool, table: Callable[[], RenderableType]) -> None:
     """Print `data` as JSON, or what `table` makes."""
     if as_json:
         typer.echo(json.dumps(data, indent=2, sort_keys=True))
@@ -61,7 +62,10 @@ def show(data: Any, as_json: bool, table: Callable[[], Table | str]) -> None:
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> Table:
     table = Table(*columns, title=title or None, title_justify="left")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        # As it is: what nodes and people wrote is no markup.
+        table.add_row(
+            *(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row)
+        )
     return table
 
 

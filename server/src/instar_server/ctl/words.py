@@ -19,6 +19,9 @@ A node is a machine with two programs, the agent and the updater. Nothing is pus
 for a group or a node, and each node fetches it, checks its signatures, rehearses it, tries it, and keeps it
 or goes back by itself. 'nodes list' shows how far each one is, 'nodes history' what happened and why.
 
+Jobs and restarts go out at once, and their answers come back: 'job run' runs a module on every node that is
+meant, 'restart' restarts modules or agents.
+
 A command ends with 0, or with one line on stderr and 2 (your words), 3 (a signature or a history is not what
 it should be), 4 (this machine), 5 (the server cannot be reached) or 6 (the server said no). With --json it
 prints JSON. The server is found by --server, --token and --ca, else by INSTARCTL_SERVER,
@@ -42,9 +45,27 @@ FIRST_DAY = steps(
     "$ instarctl nodes list --group web",
     "$ instarctl want --group web --version 1.1.0",
     "$ instarctl nodes list --group web",
-    "6. One went back? Its history says why; the same wish again makes it try again.",
+    "6. Ask them something; those that do not have the module fetch it.",
+    "$ instarctl job run disk.usage --group web",
+    "7. One went back? Its history says why; the same wish again makes it try again.",
     "$ instarctl nodes history NODE",
 )
+
+JOB = flow("""Jobs: run a module once on many nodes and see what each of them answers.
+
+Who is meant is settled when the job is ordered. A node that is off gets it when it comes back, unless it has
+lapsed by then; each node runs it once. A row is queued (the node is off), sent, taken (on the node's disk),
+running, and ends as done, failed, cancelled, lapsed, or lost (taken, and never heard of again).
+
+'job run' shows the answers as they come and ends with 0 when every node did it, with 1 otherwise. Interrupting it
+does not end the job: 'job cancel' does.
+""")
+
+MODULE = flow("""Modules: signed code that nodes fetch when it is first needed.
+
+A one-shot module is run by 'job run'. A service module stays on a node: 'want --module' puts it there, with
+a trial as for a release, and 'unwant --module' takes it away; 'job run' asks it a question.
+""")
 
 NODES = flow("""Nodes: what they run, how they are, what happened.
 
@@ -78,14 +99,41 @@ targets are signed by people: see 'instarctl keys' and 'instarctl release'.
 
 
 EXAMPLES = {
-    "nodes": steps("$ instarctl nodes list --group web", "$ instarctl nodes history NODE --limit 20"),
+    "nodes": steps(
+        "$ instarctl nodes list --group web",
+        "$ instarctl nodes history NODE --limit 20",
+        "$ instarctl nodes poke NODE",
+    ),
+    "job": steps(
+        "$ instarctl job run interfaces.list --group web",
+        "$ instarctl job run disk.usage path=/var depth=2 --all --where os=linux",
+        "$ instarctl job run packages.list --node NODE --deadline 2m --json",
+        "$ instarctl job list",
+        "$ instarctl job show ORDER",
+        "$ instarctl job cancel ORDER",
+    ),
+    "restart": steps(
+        "$ instarctl restart --group web",
+        "$ instarctl restart --node NODE --module inventory --module file.integrity",
+        "$ instarctl restart --all --modules-only --within 1m",
+    ),
+    "module": steps(
+        "$ instarctl module list",
+        "$ instarctl module pack ./inventory --out dist",
+        "$ instarctl want --group web --module inventory --version 1.0.0",
+    ),
     "tokens": steps("$ instarctl tokens create --group web --uses 10 --lifetime 12h --label 'rack 4'"),
     "program": steps("$ instarctl program download --token TOKEN --out instar.pyz"),
     "want": steps(
         "$ instarctl want --group web --version 1.1.0",
         "$ instarctl want --node NODE --version 1.1.0 --line agent",
+        "$ instarctl want --group web --module inventory --version 1.0.0",
     ),
-    "unwant": steps("$ instarctl unwant --node NODE", "$ instarctl unwant --group web --line updater"),
+    "unwant": steps(
+        "$ instarctl unwant --node NODE",
+        "$ instarctl unwant --group web --line updater",
+        "$ instarctl unwant --group web --module inventory",
+    ),
     "login": steps(
         "$ instarctl login --server https://fleet.example.org:8444 --token admin.token --ca ca.pem"
     ),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 
+from instar.core import modules
 from instar.core.errors import InputError
 
 LINES = ("agent", "updater")
-MODULE_LINE = "module/"
+MODULE_LINE = modules.PREFIX
+MOST_LINE = len(MODULE_LINE) + modules.MOST_NAME
 PHASES = ("rehearsal", "trial")
 PROGRAM_ROLES = ("agent", "updater", "rehearsal", "cli")
 
 NODE_PATTERN = r"^n-[0-9a-f]{16}$"
 GROUP_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-MODULE_PATTERN = r"^[a-z][a-z0-9]{0,30}(?:[.-][a-z0-9]{1,31}){0,3}$"  # at most 64 characters
-LINE_PATTERN = r"^(?:agent|updater|module/[a-z][a-z0-9]{0,30}(?:[.-][a-z0-9]{1,31}){0,3})$"
+MODULE_PATTERN = f"^{modules.NAME.pattern}$"  # at most MOST_NAME characters
+LINE_PATTERN = f"^(?:agent|updater|{MODULE_LINE}{modules.NAME.pattern})$"  # at most MOST_LINE characters
 VERSION_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
@@ -52,6 +54,8 @@ def transaction(value: str) -> str:
 
 def line(value: str) -> str:
     """`agent`, `updater` or `module/<name>`."""
+    if len(value) > MOST_LINE:
+        raise InputError("bad-line", f"cannot use line {value[:120]!r}: it is too long")
     return _matched(LINE_PATTERN.strip("^$"), "line", value)
 
 

@@ -37,7 +37,7 @@ class NodeEvent(msgspec.Struct, frozen=True):
 
     id: Annotated[str, msgspec.Meta(max_length=120)]
     tx: Tx
-    line: Annotated[str, msgspec.Meta(pattern=LINE, max_length=80)]
+    line: Annotated[str, msgspec.Meta(pattern=LINE, max_length=names.MOST_LINE)]
     phase: Word
     version: Text64
     digest: Annotated[str, msgspec.Meta(max_length=96)]

@@ -194,9 +194,9 @@ def _word_update() -> Prepared:
 def _mark(event: Event, names: Iterable[str]) -> Prepared:
     j = order_jobs.c
     # Written out, since a list as a value would be another statement for each number of values.
-    states = [literal_column(f"'{state}'") for state in rules.sources(event)]
+    states: list[Any] = [literal_column(f"'{state}'") for state in rules.sources(event)]
     counts = (j.id == bindparam("b_id")) & (j.node == bindparam("b_node")) & j.state.in_(states)
-    changed = {name: bindparam(f"b_{name}") for name in names}
+    changed: dict[str, Any] = {name: bindparam(f"b_{name}") for name in names}
     return Prepared(update(order_jobs).where(counts).values(changed | {"state": str(rules.target(event))}))
 
 

@@ -19,7 +19,7 @@ Label = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\
 Whole = BeforeValidator(
     lambda value: int(value) if isinstance(value, float) and value.is_integer() else value
 )
-Line = Annotated[str, StringConstraints(pattern=names.LINE_PATTERN, max_length=71)]
+Line = Annotated[str, StringConstraints(pattern=names.LINE_PATTERN, max_length=names.MOST_LINE)]
 Scope = Literal["group", "node"]
 
 

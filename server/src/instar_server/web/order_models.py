@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from instar.core import modules
 from instar_server.domain import names
 from instar_server.domain.selectors import MOST_CONDITIONS, MOST_NODES, Selector
 from instar_server.services.orders import MAX_WAIT_S, OrderView
 from instar_server.web.models import Body, NodeId, Version
 
 OrderId = Annotated[str, StringConstraints(pattern=r"^o-[0-9a-f]{24}$")]
-ModuleName = Annotated[str, StringConstraints(pattern=names.MODULE_PATTERN, max_length=64)]
+ModuleName = Annotated[str, StringConstraints(pattern=names.MODULE_PATTERN, max_length=modules.MOST_NAME)]
 FactName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 FactValue = Annotated[str, StringConstraints(max_length=256)] | bool | int | float
 Wait = Annotated[float, Field(ge=0, le=MAX_WAIT_S)]
