@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import nodes, report, server
+from bench import jobs, nodes, report, server
 from bench.figures import Figure
-from bench.peers import beside, meshcentral
+from bench.peers import apart, beside, beside_salt
 from instar.core.errors import InstarError
 
 OUT = Path("docs/performance.md")
@@ -23,35 +23,44 @@ def main() -> int:
         description="Measure Instar on this machine, print a table and write it to a file. Takes some minutes; "
         "run nothing else meanwhile.",
     )
-    parser.add_argument("--only", choices=("nodes", "server"), help="only these figures; no file is written")
+    parser.add_argument(
+        "--only", choices=("nodes", "server", "jobs"), help="only these figures; no file is written"
+    )
     parser.add_argument(
         "--updates", type=int, default=10, metavar="N", help="updates to time (default %(default)s)"
     )
     parser.add_argument(
         "--agents", type=int, default=2000, metavar="N", help="simulated agents (default %(default)s)"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=500, metavar="N", help="jobs of each kind to time (default %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default %(default)s")
     parser.add_argument(
         "--peers",
         action="store_true",
-        help="measure MeshCentral and its agent as well; fetches them with npm",
+        help="measure MeshCentral and Salt as well; fetches them with npm and pip",
     )
     parser.add_argument(
         "--peers-cache",
         type=Path,
-        default=meshcentral.default_cache(),
+        default=apart.default_cache(),
         metavar="DIR",
         help="where they are installed, and stay (default %(default)s)",
     )
     options = parser.parse_args()
     figures: list[Figure] = []
     try:
-        if options.only != "server":
+        if options.only in (None, "nodes"):
             figures += nodes.measure(options.updates)
-        if options.only != "nodes":
+        if options.only in (None, "server"):
             figures += server.measure(options.agents)
-        if options.peers:
+        if options.only in (None, "jobs"):
+            figures += jobs.measure(options.jobs)
+        if options.peers and options.only != "jobs":
             figures = beside.measure(options.updates, options.peers_cache).added_to(figures)
+        if options.peers and options.only in (None, "jobs"):
+            figures = beside_salt.measure(options.jobs, options.peers_cache) + figures
     except InstarError as error:
         print(f"make bench: {error}", file=sys.stderr)
         return error.exit_status

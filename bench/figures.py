@@ -40,8 +40,10 @@ class Figure:
         return f"{number(min(self.values))}–{number(max(self.values))} ({len(self.values)})"
 
     def ratios(self) -> str:
+        """A figure of 0 has no ratio: theirs stands alone."""
         return ", ".join(
-            f"{name} {number(other)} ({other / self.value:.1f}×)" for name, other in self.others.items()
+            f"{name} {number(other)}" + (f" ({other / self.value:.1f}×)" if self.value else "")
+            for name, other in self.others.items()
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def ready(fleet: Fleet) -> Node:
     fleet.add_nodes(program, "[trial]\nhold_s = 1.0\n")
     for node in fleet.nodes:
         wait_on(fleet, node, "agent", program)
-        machine.wait_for(lambda node=node: serves(fleet, node), "the service module to answer", 60.0, fleet.logs)
+        machine.wait_for(partial(serves, fleet, node), "the service module to answer", 60.0, fleet.logs)
     return fleet.nodes[0]
 
 
@@ -96,7 +98,7 @@ def cold(api: Client, node: Node) -> tuple[float, ...]:
     for n in range(COLD):
         for seen in machine.naming(node.state):
             if seen.words[-2:] == ("runner", "--warm"):
-                machine.signal_process(seen, 9)
+                machine.signal_process(seen, signal.SIGKILL)
                 machine.wait_gone(seen.pid, 5.0)
         machine.pause(0.2)  # it is known to be gone before the job comes
         began = time.perf_counter()
@@ -125,7 +127,9 @@ def restart_figures(fleet: Fleet, node: Node, restarts: int) -> list[Figure]:
     return [
         Figure("restart of one module until it answers", "s", tuple(module), 0.5),
         Figure("restart of the agent until a job is answered", "s", tuple(agent), 0.5, PEERS_RESTART),
-        Figure("jobs lost in these restarts", "jobs", (float(lost + lost_service),), 0.5, {"Salt minion": 1.0}),
+        Figure(
+            "jobs lost in these restarts", "jobs", (float(lost + lost_service),), 0.5, {"Salt minion": 1.0}
+        ),
     ]
 
 
@@ -154,7 +158,9 @@ def restarted(fleet: Fleet, node: Node, restart: dict[str, Any]) -> None:
         return None if row["state"] in ("queued", "sent", "taken", "running") else dict(row)
 
     row = machine.wait_for(over, "the restart to end", RESTART_S, fleet.logs)
-    assert row["state"] == "done", f"cannot measure: the restart ended as {row['state']}: {row['code']} {row['text']}"
+    assert row["state"] == "done", (
+        f"cannot measure: the restart ended as {row['state']}: {row['code']} {row['text']}"
+    )
 
 
 # --- many simulated nodes

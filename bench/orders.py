@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -20,7 +21,9 @@ MODULES = Path(__file__).parent / "modules"
 
 def job(api: Client, module: str, select: dict[str, Any], n: int = 0) -> dict[str, Any]:
     """The order, when all its rows have ended. Raises MachineError when one is not done."""
-    order: dict[str, Any] = api.post("/jobs", {"module": module, "args": {"n": n}, "select": select, "wait_s": WAIT_S})
+    order: dict[str, Any] = api.post(
+        "/jobs", {"module": module, "args": {"n": n}, "select": select, "wait_s": WAIT_S}
+    )
     bad = [row for row in order["rows"] if row["state"] != "done"]
     if bad or order["open"]:
         row = bad[0]
@@ -91,11 +94,13 @@ class Asking:
         while len(self.ends) < wanted:
             if time.monotonic() >= deadline:
                 last = self.lost[-1] if self.lost else "no word about why"
-                raise MachineError("too-late", f"cannot measure: expected {count} more jobs to be done: {last}")
+                raise MachineError(
+                    "too-late", f"cannot measure: expected {count} more jobs to be done: {last}"
+                )
             time.sleep(0.002)
 
     def longest_gap(self, since: float) -> float:
         """Seconds between two answers, from the last one before `since` on."""
         before = max((end for end in self.ends if end < since), default=since)
         times = [before, *(end for end in self.ends if end >= since)]
-        return max((later - sooner for sooner, later in zip(times, times[1:], strict=False)), default=0.0)
+        return max((later - sooner for sooner, later in pairwise(times)), default=0.0)

@@ -43,6 +43,13 @@ METHOD = """\
   ping and its pong.
 - **all back**: the server is ended with TERM and started again at once. From its end to the moment at which every
   simulated agent has been welcomed again. The agents keep to the reconnect rules of real ones.
+- **job**: from the API call of `POST /jobs` with `wait_s` to its answer with the node's reply in it, one after the
+  other over one connection: server, channel, the node's durable inbox, a runner process, the module, the reply
+  stored on the server, each fsync of both. p50 is the median, p99 the 99th of a hundred. Warm means that the fork
+  server runs; cold, that it was killed before each job. The modules do nothing but give a number back.
+- **restart until it answers**: jobs are ordered without a pause from before the order to after its end; the longest
+  time between two answers. Lost are jobs that did not end well.
+- **one job on simulated nodes**: the same call for all of them; each answers at once.
 
 The figures of other programs were measured once, on a machine of the same size, each with its newest release
 of November 2026 and started by hand where nothing else is said; MeshAgent is MeshCentral's agent. Those marked

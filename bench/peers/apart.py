@@ -1,4 +1,4 @@
-"""A peer run apart from everything: a network with nothing but loopback, its own processes and mounts, asked by words."""
+"""A peer run apart from all: a network with nothing but loopback, own processes and mounts, asked by words."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from statistics import median
 
 from bench import nodes
 from bench.figures import Figure
-from bench.peers.meshcentral import MeshCentral, PeerUnavailable
+from bench.peers.apart import PeerUnavailable
+from bench.peers.meshcentral import MeshCentral
 from instar_lab import machine
 from instar_lab.fleet import Fleet
 from instar_lab.program import build

@@ -27,9 +27,19 @@ def install(cache: Path) -> Path:
     print(f"installing {NAME} {VERSION} into {home}", flush=True)
     try:
         shutil.rmtree(home, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, capture_output=True, text=True, timeout=120)
         subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{NAME}=={VERSION}"],
+            [sys.executable, "-m", "venv", str(home)], check=True, capture_output=True, text=True, timeout=120
+        )
+        subprocess.run(
+            [
+                str(python),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                f"{NAME}=={VERSION}",
+            ],
             cwd=cache,
             check=True,
             capture_output=True,

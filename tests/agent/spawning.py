@@ -25,11 +25,22 @@ class Done(NamedTuple):
 
 
 def request(code: str, do: str = "run", name: str = "test", **limits: int) -> dict[str, Any]:
-    return {"v": 1, "do": do, "module": {"name": name}, "args": {"code": code}, "limits": {**LIMITS, **limits}}
+    return {
+        "v": 1,
+        "do": do,
+        "module": {"name": name},
+        "args": {"code": code},
+        "limits": {**LIMITS, **limits},
+    }
 
 
 async def run(
-    runners: Runners, code: str, warm: bool = True, within_s: float = 20.0, cwd: Path = Path("/tmp"), **limits: int
+    runners: Runners,
+    code: str,
+    warm: bool = True,
+    within_s: float = 20.0,
+    cwd: Path = Path("/tmp"),
+    **limits: int,
 ) -> Done:
     """Start, wait, and take the outcome; killed with the word 'deadline' after `within_s`."""
     said: list[dict[str, Any]] = []

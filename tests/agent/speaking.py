@@ -1,6 +1,6 @@
 """A stand-in for the runner process, cold and warm, that speaks the control line and runs the code it is given.
 
-    args {"code": "<Python>"}: run with `say(message)`, `hear() -> message | None`, `request`, `reply`
+args {"code": "<Python>"}: run with `say(message)`, `hear() -> message | None`, `request`, `reply`
 """
 
 import array
@@ -44,9 +44,9 @@ def work():
     names = {"say": say, "hear": hear, "request": request, "reply": {}, "os": os, "sys": sys}
     try:
         exec(request["args"].get("code", ""), names)
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            return error.code
+    except SystemExit as error:
+        return error.code
+    except Exception as error:  # noqa: BLE001 - the test's code may raise anything
         say({"ok": False, "error": {"code": "module-failed", "text": repr(error)}})
         return 1
     if names["reply"] is not None:
@@ -95,15 +95,17 @@ def serve():
             line.send(json.dumps({"n": number, "pid": pid}).encode())
         if woken in ready:
             os.read(woken, 100)
-            while True:
-                try:
-                    pid, status, usage = os.wait4(-1, os.WNOHANG)
-                except ChildProcessError:
-                    break
-                if not pid:
-                    break
-                message = {"n": numbers.pop(pid), "pid": pid, "status": status, "max_rss": usage.ru_maxrss * 1024}
-                line.send(json.dumps({**message, "cpu_s": usage.ru_utime + usage.ru_stime}).encode())
+            report(line, numbers)
+
+
+def report(line, numbers):
+    """Tell of all that have ended."""
+    while numbers:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if not pid:
+            return
+        message = {"n": numbers.pop(pid), "pid": pid, "status": status, "max_rss": usage.ru_maxrss * 1024}
+        line.send(json.dumps({**message, "cpu_s": usage.ru_utime + usage.ru_stime}).encode())
 
 
 if __name__ == "__main__":

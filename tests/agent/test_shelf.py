@@ -37,7 +37,12 @@ def test_found_by_version_and_digest(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("name", "version", "digest"),
-    [("../x", "1.0.0", "0" * 96), ("x", "one", "0" * 96), ("x", "1.0.0", "0" * 95), ("x", "1.0.0", "../" * 32)],
+    [
+        ("../x", "1.0.0", "0" * 96),
+        ("x", "one", "0" * 96),
+        ("x", "1.0.0", "0" * 95),
+        ("x", "1.0.0", "../" * 32),
+    ],
 )
 def test_names_that_are_none(world: World, name: str, version: str, digest: str) -> None:
     with pytest.raises(InputError):

@@ -129,7 +129,17 @@ async def test_too_much_output_ends_it(start: Start, code: str) -> None:
 
 
 async def test_nonsense_is_dropped(start: Start) -> None:
-    lines = [b"{broken", b"[]", b'"x"', b"7", b"[" * 50_000, b"", b"\xff\xfe", b"9" * 5_000, b'{"log": "good"}']
+    lines = [
+        b"{broken",
+        b"[]",
+        b'"x"',
+        b"7",
+        b"[" * 50_000,
+        b"",
+        b"\xff\xfe",
+        b"9" * 5_000,
+        b'{"log": "good"}',
+    ]
     code = f"for line in {lines!r}: say(line + bytes([10]))"
     done = await run(start[0], code, start[1])
     assert done.said == [{"log": "good"}, {"ok": True, "reply": {}}]
@@ -180,7 +190,9 @@ with open("pid", "w") as file: file.write(str(child.pid))
 
 async def test_more_processes_than_allowed_end_it(start: Start) -> None:
     """A bomb that is bounded, for the sake of the machine when this test fails."""
-    code = "import time\nfor n in range(60):\n if os.fork() == 0: time.sleep(600); os._exit(0)\ntime.sleep(600)"
+    code = (
+        "import time\nfor n in range(60):\n if os.fork() == 0: time.sleep(600); os._exit(0)\ntime.sleep(600)"
+    )
     done = await run(start[0], code, start[1], processes=10)
     assert (done.outcome.cut, done.outcome.signal) == ("processes", 9)
 

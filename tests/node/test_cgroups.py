@@ -275,7 +275,9 @@ def test_a_living_agent_is_let_be(groups: Groups) -> None:
 
 @real
 def test_one_that_started_in_a_leaf_looks_outside(groups: Groups) -> None:
-    code = f"import sys; sys.path[:0] = {sys.path!r}\nfrom instar.host.cgroups import find\nprint(find().folder)"
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}\nfrom instar.host.cgroups import find\nprint(find().folder)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     path = Path(done.stdout.strip())
     assert path.parent == groups.folder.parent

@@ -273,7 +273,9 @@ class ForkServer:
         n = self.count
         read_end, write_end, ours, theirs = pipe_and_line()
         fds = array.array("i", [theirs.fileno(), write_end])
-        body = json.dumps({"n": n, "cwd": str(cwd or self.runner.cwd)}).encode()
+        if isinstance(request, dict):
+            request = {"cwd": str(cwd or self.runner.cwd), **request}
+        body = json.dumps({"n": n}).encode()
         self.line.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
         os.close(write_end)
         theirs.close()

@@ -171,6 +171,19 @@ def test_lines_that_nobody_understands_are_passed_over(
     stopped(child)
 
 
+def test_what_came_with_the_first_line_is_not_left_lying(
+    runner: Runner, make_module: MakeModule, data: Path
+) -> None:
+    source = "def start(context): pass\ndef request(args, context): return {'x': 1}\ndef step(context): return 60.0\n"
+    data.mkdir()
+    first = ask(service(make_module, source), do="serve", data=str(data))
+    lines = [first, {"do": "request", "id": "q"}, {"do": "stop"}]
+    child = runner.start(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    assert child.until("answer", "q", within_s=4.0)["ok"]
+    assert child.until("stopping", "ready", within_s=4.0)
+    assert child.finish().exit_code == 0
+
+
 def test_many_requests_at_once_are_answered_in_order(
     runner: Runner, counter: dict[str, Any], data: Path
 ) -> None:

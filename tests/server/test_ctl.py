@@ -136,10 +136,10 @@ def test_help_teaches_the_first_day() -> None:
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
     examples = [line.split()[2:] for line in shown.splitlines() if line.strip().startswith("$ instarctl ")]
     assert [words[0] for words in examples] == [
-        "login", "status", "release", "tokens", "program", "nodes", "want", "nodes", "nodes",
+        "login", "status", "release", "tokens", "program", "nodes", "want", "nodes", "job", "nodes",
     ]  # fmt: skip
     for words in examples:
-        name = words[:2] if words[0] in ("release", "tokens", "program", "nodes") else words[:1]
+        name = words[:2] if words[0] in ("release", "tokens", "program", "nodes", "job") else words[:1]
         own = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
         assert own.exit_code == 0, words
         for word in words:

@@ -20,7 +20,7 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 
 from instar.core.errors import MachineError, ServerRefused
-from instar_lab import machine
+from instar_lab import machine, modules
 from instar_lab.program import build
 from instar_server.ctl.client import Access, Client
 from instar_server.settings import Layout
@@ -186,7 +186,14 @@ class LabServer:
 
     def publish(self, program: build.Program) -> Release:
         """Pack, sign with as many keys as are needed, upload, publish."""
-        release = pack_release(program.data, program.version)
+        return self.publish_release(pack_release(program.data, program.version))
+
+    def publish_module(self, folder: Path) -> Release:
+        """The same for a module from its source folder; what has to be compiled is compiled first."""
+        return self.publish_release(modules.pack(folder))
+
+    def publish_release(self, release: Release) -> Release:
+        """Sign, upload and publish what was packed."""
         file = self.folder / "upload"
         file.write_bytes(release.archive)
         self.api.upload(f"/blobs/{release.sha256}", file)

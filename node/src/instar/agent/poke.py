@@ -16,7 +16,7 @@ from collections.abc import Callable
 from instar.core.networks import WakeSettings, is_in, network
 
 BACKLOG = 128  # connections that wait in the kernel
-UNREAD = 1024  # bytes that the kernel keeps of what one sends: least that it lets us ask for
+UNREAD = 1024  # bytes that the kernel may keep of what one sends; it makes its own least of it
 MOST_A_TURN = 32  # connections taken before others in the event loop have their turn
 PAUSE_S = 0.005  # then for so long none is: at most 6,400 a second, a tenth of one core
 STARVED_S = 1.0  # with no descriptor left, accept fails at once, each time

@@ -6,7 +6,7 @@
     jobs/done/<id>.json               acknowledged; the newest KEPT of them, so that a late repeat is known
 
 A file holds lines: the job's frame as on the wire, `{"received": <unix time>}`, and once there is one the
-result's frame. The result is what counts, wherever the file lies; a last line without its end was torn.
+result's frame. The result is what counts, wherever the file lies.
 A file with the frame alone, as older agents wrote it, is good. One that cannot be read is set aside as
 `.unreadable`. So a job with an id runs at most once, and its result is sent at least once.
 
@@ -288,7 +288,8 @@ class DiskStore:
 
 
 def _parse(data: bytes) -> Entry | None:
-    first, *others = data.strip(b"\n").split(b"\n") if data.endswith(b"\n") else _whole_lines(data)
+    """A line that was torn is no JSON object, and so says nothing."""
+    first, *others = data.strip(b"\n").split(b"\n")
     frame = _frame(first)
     if frame is None:
         return None
@@ -300,12 +301,6 @@ def _parse(data: bytes) -> Entry | None:
         elif found is None:
             received = received or _received(line)
     return Entry(frame, received, result)
-
-
-def _whole_lines(data: bytes) -> list[bytes]:
-    """Without the last line, which was torn, unless it is the only one: older agents ended none."""
-    lines = data.strip(b"\n").split(b"\n")
-    return lines[:-1] if len(lines) > 1 else lines
 
 
 def _frame(line: bytes) -> Job | Result | None:

@@ -24,7 +24,8 @@ TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - what PrivateTmp= hi
 # install`, which run outside the unit, would then take its daemons for those of another boot.
 
 # The agent keeps its capabilities, its view of the devices and its system calls: what jobs and modules are
-# sent to do is not known here. They may not do what only the machine's own start-up should.
+# sent to do is not known here. They may not do what only the machine's own start-up should. Its own part of
+# the cgroup tree is for the limits of modules and jobs, which end with it: KillMode stays at control-group.
 AGENT = """\
 [Unit]
 Description=Instar agent

@@ -10,10 +10,12 @@ import contextlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instar.core.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STATE = "state.json"
 MOST_STATE = 16 << 20  # bytes
@@ -50,6 +52,8 @@ class Context:
             raise InputError(
                 "no-data", f"cannot use the data folder: module {self.name} has none in this run"
             )
+        from pathlib import Path
+
         return Path(self._data)
 
     # --- talking while it runs

@@ -97,6 +97,8 @@ class ControlLine:
     def wait(self, within_s: float) -> None:
         """Wait at most so long for more to read (`next`), for the end (`ended`), or for what `wake_by` named."""
         self._check()
+        if b"\n" in self._rest:  # came with the line before it
+            within_s = 0.0
         ready = self._poll.poll(math.ceil(max(0.0, within_s) * 1000))
         for fd, _ in ready:
             chunk = b""

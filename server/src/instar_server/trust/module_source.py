@@ -56,10 +56,10 @@ class Source:
     fields: dict[str, Any]
     build: dict[str, list[str]]
 
-    @property
-    def sources(self) -> set[str]:
-        """The files that only a build needs."""
-        return {part for parts in self.build.values() for part in parts if not part.startswith("-")}
+    def is_for_the_build(self, path: str) -> bool:
+        """Whether only a build needs this file."""
+        named = {part for parts in self.build.values() for part in parts}
+        return path in named or (bool(named) and path.endswith(".h"))
 
 
 def read_source(folder: Path) -> Source:
@@ -85,7 +85,7 @@ def read_source(folder: Path) -> Source:
 
 
 def pack_module(folder: Path, machines: Collection[str] = ()) -> Release:
-    """The release of the module in `folder`. `machines`: leave out entries for any but these.
+    """The release of the module in `folder`. `machines`: leave out what is for any but these (and `any`).
 
     Raises InputError `bad-module` (what is wrong, and in which key or file), `bad-path`, `bad-manifest`.
     """
@@ -125,7 +125,7 @@ def _files(source: Source) -> dict[str, tuple[bytes, str]]:
     found: dict[str, tuple[bytes, str]] = {}
     total = 0
     for path in _walk(source.folder, ""):
-        if path == SOURCE or path in source.sources:
+        if path == SOURCE or source.is_for_the_build(path):
             continue
         check_path(path, "module's file")
         if path == NAME:
