@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 
 from files import line, text
@@ -64,14 +65,10 @@ def _dump(body: bytes) -> Iterator[tuple[int, int]]:
                     return
                 message = data[at + HEADER.size : at + length]
                 if len(message) >= BODY and (group := _attribute(message, CGROUP)):
-                    yield struct.unpack_from("=I", message, INODE)[0], int.from_bytes(group, _order())
+                    yield struct.unpack_from("=I", message, INODE)[0], int.from_bytes(group, sys.byteorder)
                 at += (length + 3) & ~3
             if not data:
                 return
-
-
-def _order() -> str:
-    return "little" if struct.pack("=H", 1) == b"\1\0" else "big"
 
 
 def _attribute(message: bytes, wanted: int) -> bytes:

@@ -69,7 +69,7 @@ def _board(root: str) -> dict[str, str]:
 
 
 def _disks(root: str) -> dict[str, dict[str, Any]]:
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in names(f"{root}/sys/block")[: 4 * MOST_DISKS]:
         folder = f"{root}/sys/block/{name}"
         size = number(f"{folder}/size") * SECTOR

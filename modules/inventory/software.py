@@ -68,7 +68,7 @@ def _timezone(root: str) -> str:
 
 def processes(root: str = "") -> dict[str, Any]:
     """Numbers, and the largest. Not compared: processes come and go."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in names(f"{root}/proc"):
         if name.isdecimal() and len(found) < MOST_PROCESSES and (one := _process(root, int(name))):
             found.append(one)

@@ -71,7 +71,7 @@ def find_manager(root: Path) -> str:
         return "systemd"
     if (root / "run/openrc/softlevel").exists():
         return "openrc"
-    if _runit_folder(root) is not None and _first_process(root) in ("runit", "runit-init", "runsvdir"):
+    if _runit_folder(root) is not None and _runs(root, "runsvdir"):
         return "runit"
     if _first_process(root) == "init" and (root / "etc/init.d").is_dir():
         return "sysv"
@@ -80,6 +80,13 @@ def find_manager(root: Path) -> str:
 
 def _first_process(root: Path) -> str:
     return _line(root / "proc/1/comm")
+
+
+def _runs(root: Path, name: str) -> bool:
+    """Whether a process of that name runs, as process 1 or below another one."""
+    return any(
+        _line(root / "proc" / pid / "comm") == name for pid in _names(root / "proc") if pid.isdecimal()
+    )
 
 
 def _instead(root: Path) -> str:
@@ -195,14 +202,12 @@ def _openrc(root: Path, names: list[str], failed: bool) -> list[dict[str, Any]]:
 
 
 def _openrc_pids(root: Path, name: str) -> list[int]:
-    """Of the daemons that start-stop-daemon has noted for a service."""
-    found = []
+    """Of the daemons that start-stop-daemon has noted for a service, or whose file the script has named."""
+    files = [_line(root / "run/openrc/options" / name / "pidfile")]
     for note in _files(root / "run/openrc/daemons" / name):
-        for line in _text(note).splitlines():
-            key, _, value = line.partition("=")
-            if key == "pidfile" and value.startswith("/"):
-                found.append(_number(_line(root / value.lstrip("/"))))
-    return [pid for pid in found if pid]
+        files += [line.partition("=")[2] for line in _text(note).splitlines() if line.startswith("pidfile=")]
+    pids = (_number(_line(root / file.lstrip("/"))) for file in files if file.startswith("/"))
+    return [pid for pid in pids if pid]
 
 
 # --- runit: supervise/status below each service, 20 bytes: time (12), pid (4, little-endian), paused, want, term, state
@@ -272,8 +277,12 @@ def _scripts(root: Path) -> list[str]:
 
 
 def _files(folder: Path) -> Iterable[Path]:
+    return [folder / name for name in _names(folder)[:5000]]
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        return sorted(folder.iterdir())[:5000]
+        return sorted(os.listdir(folder))
     except OSError:
         return []
 
@@ -299,4 +308,6 @@ def _number(text: str) -> int:
 
 
 def _alive(root: Path, pid: int) -> bool:
-    return (root / "proc" / str(pid)).is_dir()
+    """Not gone, and not a zombie that nobody has waited for yet."""
+    state = _text(root / "proc" / str(pid) / "stat").rpartition(")")[2].split()
+    return bool(state) and state[0] not in ("Z", "X")

@@ -9,20 +9,31 @@ from pathlib import Path
 
 import pytest
 
+from instar.agent.channel import Channel
+from instar.agent.link import Link
+from instar.core.backoff import Backoff
+from instar.core.errors import ServerUnreachable
 from instar.wire.messages import (
     MAX_FRAME,
     Ack,
+    Cancel,
+    Command,
+    CommandStatus,
     Error,
     Health,
     Hello,
     Job,
     Look,
+    Message,
+    Output,
     Ping,
     Pong,
     Refused,
     Result,
+    Taken,
     Welcome,
 )
+from tests.agent import shelving
 from tests.agent.fleet import NODE, VERSION, Connection, Place, Server
 
 NONCE = "0123456789abcdef" * 2
@@ -294,3 +305,144 @@ async def test_a_name_is_looked_up(place: Place, server: Server) -> None:
     place.enrol(server.port, host="localhost")
     await place.start()
     await server.connection()
+
+
+# --- jobs and commands
+
+
+async def test_a_job_is_taken_and_speaks_while_it_runs(place: Place, server: Server) -> None:
+    code = """
+import time
+def run(args, context):
+    context.log("begun")
+    context.progress(0.5, "half")
+    time.sleep(args["sleep"])
+    return {"slept": args["sleep"]}
+"""
+    made = shelving.write(place.layout.state, "test.talker", code=code)
+    await place.start()
+    connection = await server.connection()
+    job = Job("j-9", "test.talker", args={"sleep": 0.3}, version=made.version, digest=made.digest)
+    await connection.send(job)
+    assert (await connection.expect(Taken)).id == "j-9"
+    said = [await connection.expect(Output) for _ in range(2)]
+    assert [(each.id, each.seq) for each in said] == [("j-9", 1), ("j-9", 2)]
+    assert {(each.kind, each.text, each.fraction) for each in said} == {
+        ("log", "begun", -1.0),
+        ("progress", "half", 0.5),
+    }
+    result = await connection.expect(Result)
+    assert (result.ok, result.reply) == (True, {"slept": 0.3})
+    await connection.send(job)
+    assert await connection.expect(Result) == result
+
+
+async def test_a_job_is_cancelled(place: Place, server: Server) -> None:
+    made = shelving.write(
+        place.layout.state, "test.sleeper", code="import time\ndef run(args, context): time.sleep(600)\n"
+    )
+    await place.start()
+    connection = await server.connection()
+    await connection.send(Job("j-9", "test.sleeper", version=made.version, digest=made.digest))
+    await connection.expect(Taken)
+    await asyncio.sleep(0.3)
+    await connection.send(Cancel("j-9"))
+    result = await connection.expect(Result)
+    assert (result.id, result.code, result.signal) == ("j-9", "cancelled", 9)
+    await connection.send(Cancel("../x"))
+    assert (await connection.expect(Error)).code == "bad-job-id"
+    await alive(connection, 7)
+
+
+async def test_a_command_that_nobody_can_obey_is_answered(place: Place, server: Server) -> None:
+    await place.start()
+    connection = await server.connection()
+    await connection.send(Command("../x", "restart-module"))
+    assert (await connection.expect(Error)).code
+    await alive(connection, 7)
+
+
+async def test_a_command_is_taken_and_its_end_is_told(place: Place, server: Server) -> None:
+    await place.start()
+    connection = await server.connection()
+    await connection.send(Command("c-1", "restart-module", origin="server:t-1"))
+    assert (await connection.expect(Taken)).id == "c-1"
+    while (status := await connection.expect(CommandStatus)).status in ("pending", "in-progress"):
+        pass
+    assert (status.id, status.origin) == ("c-1", "server:t-1")
+    await connection.send(Ack("c-1"))
+    await alive(connection, 7)
+
+
+# --- poked
+
+
+class Deaf:
+    """A link to a server that takes all and says nothing after its welcome."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.broken = asyncio.Event()
+        self.greeted = False
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    async def receive(self, within_s: float) -> list[Message]:
+        if not self.greeted:
+            self.greeted = True
+            return [Welcome(1, "test", ping_s=300.0, health_s=300.0)]
+        try:
+            async with asyncio.timeout(min(within_s, 0.05)):
+                await self.broken.wait()
+        except TimeoutError:
+            return []
+        raise ServerUnreachable("connection-lost", "cannot go on: it was cut")
+
+    def cut(self) -> None:
+        self.broken.set()
+
+    async def close(self) -> None:
+        pass
+
+
+class Quiet:
+    """Duties of which nothing comes."""
+
+    def hello(self) -> Hello:
+        return Hello(1, "agent", NODE, VERSION, "0" * 96, "b", 1, 0.0)
+
+    def health(self) -> Health:
+        return Health(True)
+
+    def welcomed(self) -> None: ...
+    def look(self, reason: str) -> None: ...
+    def job(self, job: Job) -> None: ...
+    def cancel(self, job_id: str) -> None: ...
+    def command(self, command: Command) -> None: ...
+    def acknowledged(self, item_id: str) -> None: ...
+
+
+async def test_poked_it_pings_at_once_and_gives_up_a_dead_connection() -> None:
+    links: list[Deaf] = []
+
+    async def connect() -> Link:
+        links.append(Deaf())
+        return links[-1]  # type: ignore[return-value]
+
+    backoff = Backoff(0.01, 2.0, 0.02)
+    channel = Channel(connect, Quiet(), backoff, lambda: 0.0, time.monotonic, pong_within_s=0.3)
+    assert channel.poke() is False
+    task = asyncio.create_task(channel.run())
+    async with asyncio.timeout(5):
+        while channel.connected_for_s is None:
+            await asyncio.sleep(0.01)
+    assert channel.poke() is True
+    assert Ping(1) in links[0].sent
+    async with asyncio.timeout(5):
+        while len(links) < 2:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)
+    assert len(links) == 2  # nobody has poked the new one
+    task.cancel()
+    await asyncio.wait([task])

@@ -395,7 +395,7 @@ async def test_killed_on_the_way_it_still_gets_one_end(
     assert (end.status, end.modules) == ("success", {"counter": "running"})
     await gone(pid)
     async with asyncio.timeout(WITHIN_S):
-        while (await rows(installed))["counter"]["state"] != "ready":
+        while (await rows(installed))["counter"]["state"] != "ok":
             await asyncio.sleep(0.05)
     state = kept(installed, "counter")
     assert state["stopped"] == state["starts"] - 1  # each stop was a clean one

@@ -33,7 +33,7 @@ async def test_what_is_there_is_started_and_told(world: World) -> None:
         await world.all_ok()
         assert supervisor.digests() == {n: m.digest for n, m in world.shelf.found.items()}
         row = world.row("a")
-        assert (row["version"], row["state"], row["restarts"], row["error"]) == ("1.0.0", "ready", 0, "")
+        assert (row["version"], row["life"], row["restarts"], row["error"]) == ("1.0.0", "ready", 0, "")
         assert supervisor.pids()["a"] == row["pid"]
         record = processes.recorded(world.layout.module("a").process)
         assert record is not None
@@ -139,7 +139,7 @@ async def test_the_whole_is_bounded_and_what_is_killed_is_started_again(world: W
         assert time.monotonic() - began < 15.0
         assert found == {"top": "running", "low": "running"}
         assert world.kept("low")["saved"] is True  # it had time of its own
-        assert world.row("top")["state"] == "ready"
+        assert world.row("top")["life"] == "ready"
 
 
 async def test_what_does_not_come_up_again_is_told_with_its_reason(world: World) -> None:
@@ -150,6 +150,7 @@ async def test_what_does_not_come_up_again_is_told_with_its_reason(world: World)
         world.act("a", start_s=60)
         world.act("b", error="expected ABI 1, got 2")
         found = await supervisor.restart([], 30.0, "x")
+        assert min(world.row(name)["restarts"] for name in "ab") >= 3  # tried again before that was said
     assert found["a"] == "failed: it did not say that it is ready within 0.5 s, and was killed"
     assert found["b"].startswith("failed: it ended with exit status 1 after")
     assert found["b"].endswith("expected ABI 1, got 2")
@@ -161,7 +162,7 @@ async def test_a_restart_that_is_cut_off_can_be_followed_by_a_stop(world: World)
         await world.all_ok()
         pid = supervisor.pids()["a"]
         task = asyncio.create_task(supervisor.restart([], 60.0, "x"))
-        await world.until(lambda: world.row("a")["state"] == "stop-asked")
+        await world.until(lambda: world.row("a")["life"] == "stop-asked")
         task.cancel()
         await asyncio.wait([task])
         assert await supervisor.stop_all(0.3, "x") == {"a": "killed"}
@@ -248,7 +249,7 @@ async def test_it_may_say_that_it_is_not_well(world: World) -> None:
     said = [{"state": "failed", "text": "no disk"}, {"state": 7}, {"stopping": []}, {"log": "hello\n\x1b[1m"}]
     world.add(module("a"), says=said)
     async with world.running() as supervisor:
-        await world.until(lambda: world.row("a")["state"] == "unwell")
+        await world.until(lambda: world.row("a")["life"] == "unwell")
         assert supervisor.states() == {"a": "failed"}
         assert world.row("a")["error"] == "no disk"
         assert (await world.asked("a"))["starts"] == 1
@@ -409,6 +410,15 @@ async def test_questions_nobody_can_answer(world: World) -> None:
         assert "broken" in failed.value.text
 
 
+async def test_a_question_waits_for_one_that_has_just_fallen(world: World) -> None:
+    world.add(module("a"))
+    async with world.running() as supervisor:
+        await world.all_ok()
+        os.kill(supervisor.pids()["a"], signal.SIGKILL)
+        await world.until(lambda: supervisor.states()["a"] == "failed")
+        assert (await world.asked("a"))["starts"] == 2
+
+
 async def test_a_question_during_a_restart_waits_for_its_end(world: World) -> None:
     world.add(module("a"))
     async with world.running() as supervisor:
@@ -416,7 +426,7 @@ async def test_a_question_during_a_restart_waits_for_its_end(world: World) -> No
         slow = asyncio.create_task(world.asked("a", sleep=0.5))
         await asyncio.sleep(0.1)
         restart = asyncio.create_task(supervisor.restart([], 30.0, "x"))
-        await world.until(lambda: world.row("a")["state"] == "stop-asked")
+        await world.until(lambda: world.row("a")["life"] == "stop-asked")
         late = asyncio.create_task(world.asked("a"))
         assert (await slow)["starts"] == 1
         assert (await late)["starts"] == 2

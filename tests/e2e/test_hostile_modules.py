@@ -21,8 +21,10 @@ BODIES = {
     "memory": ("def run(args, context):\n    held = []\n    while True:\n        held.append(bytearray(1 << 24))\n", "out-of-memory"),
     # As root, without a cgroup's limit, a real bomb would take this machine with it: tests/runner has one.
     "forks": (
-        "import os, time\n\ndef run(args, context):\n    for _ in range(200):\n        if os.fork() == 0:\n"
-        "            time.sleep(1000)\n    time.sleep(1000)\n",
+        (
+            "import os, time\n\ndef run(args, context):\n    for _ in range(200):\n        if os.fork() == 0:\n"
+            "            time.sleep(1000)\n    time.sleep(1000)\n"
+        ),
         "processes",
     ),
     "session": (

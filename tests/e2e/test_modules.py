@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from instar.core.errors import InstarError
 from instar_lab import machine
 from tests.e2e import orders
 from tests.e2e.conftest import Hall, Stage, cli, health, look, settled
@@ -100,9 +101,9 @@ def test_jobs_that_no_node_could_run_are_refused_before_anything_is_sent(shelf: 
         ({"module": "lab.mark", "select": {"nodes": ["n-0000000000000000"]}}, "unknown-node"),
         ({"module": "lab.mark", "select": {"group": "no-such-group"}}, "unknown-group"),
     ):
-        with pytest.raises(Exception, match="") as raised:
+        with pytest.raises(InstarError) as raised:
             stage.server.api.post("/jobs", body)
-        assert getattr(raised.value, "code", "") == code, raised.value
+        assert raised.value.code == code, raised.value
 
 
 def test_a_service_module_comes_by_transaction_and_keeps_its_state(shelf: Hall, stage: Stage) -> None:

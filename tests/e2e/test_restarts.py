@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from instar.core.errors import InstarError
 from instar_lab import machine
 from instar_lab.node import Node
 from instar_server.ctl.client import Client
@@ -37,13 +38,13 @@ class Orders(threading.Thread):
         self._server, self._node, self._file = server, node.id, file
         self._over = threading.Event()
         self.made: list[tuple[str, str]] = []
-        self.fault: Exception | None = None
+        self.fault: InstarError | None = None
 
     def run(self) -> None:
         try:
             with Client(self._server.access) as api:
                 self._order(api)
-        except Exception as error:
+        except InstarError as error:
             self.fault = error
 
     def _order(self, api: Client) -> None:
@@ -141,7 +142,8 @@ def under_load(hall: Hall, stage: Stage, restarts: int) -> None:
     assert memory["starts"] > restarts // 2
     machine.wait_for(lambda: not zombies(node), "no zombies", 10.0, lambda: str(zombies(node)))
     pid = node.pid("agent")
-    assert pid and descriptors(pid) <= before + SPARE_DESCRIPTORS, (before, descriptors(pid))
+    assert pid
+    assert descriptors(pid) <= before + SPARE_DESCRIPTORS, (before, descriptors(pid))
 
 
 def _ended(stage: Stage, made: list[tuple[str, str]]) -> list[tuple[str, dict[str, Any]]]:

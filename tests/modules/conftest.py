@@ -8,7 +8,6 @@ with module.serve(data) as service:     # service; service.ask({"do": "status"})
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 import tomllib
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from instar_lab import modules
 from tests.runner.compilers import need, need_wasm
 from tests.runner.conftest import (
     WITHIN_S,
@@ -147,15 +147,15 @@ def compile_parts(folder: Path, made: str, parts: list[str], *more: str) -> None
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """built(name): a copy of the module's folder with what its [build] makes; once a session."""
+    """built(name): the module's folder as it is packed, by the same code; once a session."""
     made: dict[str, Path] = {}
 
     def build(name: str) -> Path:
         if name not in made:
             folder = tmp_path_factory.mktemp("modules") / name
-            shutil.copytree(MODULES / name, folder, ignore=shutil.ignore_patterns("__pycache__"))
-            for out, parts in manifest(name).get("build", {}).items():
-                compile_parts(folder, out, parts)
+            for out in manifest(name).get("build", {}):
+                need_wasm() if out.endswith(".wasm") else need("cc")
+            modules.build(MODULES / name, folder)
             made[name] = folder
         return made[name]
 

@@ -153,7 +153,7 @@ def test_openrc(module: Any, tmp_path: Path) -> None:
         "daemons/sshd/001": "exec=/usr/sbin/sshd\npidfile=/run/sshd.pid\n",
         "daemons/crashed/001": "exec=/x\npidfile=/run/crashed.pid\n",
     }  # fmt: skip
-    pids = {"run/sshd.pid": "812\n", "run/crashed.pid": "813\n", "proc/812/stat": ""}
+    pids = {"run/sshd.pid": "812\n", "run/crashed.pid": "813\n", "proc/812/stat": "812 (ssh d) S 1"}
     write(tmp_path, files | {f"run/openrc/{name}": content for name, content in marks.items()} | pids)
     for name in files:
         (tmp_path / name).chmod(0o755)
@@ -183,7 +183,9 @@ def test_runit(module: Any, tmp_path: Path) -> None:
         "ends": status(5, "d", 2),
     }
     write(tmp_path, {f"etc/service/{name}/supervise/status": content for name, content in raw.items()})
-    write(tmp_path, {"proc/1/comm": "runit\n", "etc/service/README": "no service"})
+    write(
+        tmp_path, {"proc/1/comm": "init\n", "proc/55/comm": "runsvdir\n", "etc/service/README": "no service"}
+    )
     reply = module.run({}, None, tmp_path)
     assert reply["manager"] == "runit"
     assert states(reply) == {
@@ -196,7 +198,9 @@ def test_runit(module: Any, tmp_path: Path) -> None:
 def test_sysv(module: Any, tmp_path: Path) -> None:
     names = ("cron", "dead", "silent", "README", "x.dpkg-old")
     write(
-        tmp_path, {f"etc/init.d/{name}": "" for name in names} | {"proc/1/comm": "init\n", "proc/9/stat": ""}
+        tmp_path,
+        {f"etc/init.d/{name}": "" for name in names}
+        | {"proc/1/comm": "init\n", "proc/9/stat": "9 (cron) S 1"},
     )
     write(tmp_path, {"run/crond.pid": "9", "run/dead.pid": "10\n"})
     for name in names:

@@ -119,6 +119,7 @@ class ModuleNode(Node):
         self.first, self.second = build("1.0.0"), build("1.1.0")
         self._program = program
         self.modules = {}
+        self.rehearsal_s = 1.5
         self.server: ModuleServer = ModuleServer(self.first, self.new)  # type: ignore[assignment]
         self.said = self._answer
         self.running = ""  # the release that the agent runs
@@ -189,7 +190,7 @@ class ModuleNode(Node):
 
     @property
     def settings(self) -> Settings:
-        return replace(super().settings, rehearsal=RehearsalSettings(within_s=1.5))
+        return replace(super().settings, rehearsal=RehearsalSettings(within_s=self.rehearsal_s))
 
     def program(self) -> Program:
         return Program("1.0.0", "0" * 96, self._program, "")

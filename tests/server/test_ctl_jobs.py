@@ -53,7 +53,6 @@ async def test_a_job_and_its_answers(world: World, nodes: list[Node]) -> None:
         assert node.id in done.stdout
     assert '"path": "/var", "depth": 2, "deep": true' in done.stdout
     assert "2 done" in done.stdout
-    assert f"{nodes[0].id}  at work" in done.stderr
     told = await run(world, "job", "run", "echo", "--node", nodes[0].id, "--json")
     order = json.loads(told.stdout)
     assert (order["states"], order["rows"][0]["output"]) == ({"done": 1}, "at work\n")
@@ -75,6 +74,22 @@ async def test_a_job_that_not_all_do_ends_with_1(world: World, nodes: list[Node]
     assert "1 cancelled, 1 done" in cancelled.stdout
     ordered = await run(world, "job", "run", "echo", "--node", away.id, "--no-wait")
     assert (ordered.exit_code, "ordered for 1 nodes" in ordered.stdout) == (0, True)
+
+
+async def test_what_a_job_says_is_shown_as_it_says_it(world: World) -> None:
+    node = await asyncio.to_thread(world.new_node)
+    async with node.connected() as channel:
+        running = asyncio.create_task(run(world, "job", "run", "echo", "--node", node.id))
+        job = await channel.job()
+        await asyncio.sleep(1.5)  # until the command watches
+        await channel.send("output", id=job["id"], seq=1, kind="log", text="[bold]half way")
+        await asyncio.sleep(0.5)
+        await channel.answer(job, reply={"a": "[red]"})
+        done = await running
+    assert done.exit_code == 0
+    assert f"{node.id}  [bold]half way" in done.stderr
+    assert "said: [bold]half way" in done.stdout
+    assert '"a": "[red]"' in done.stdout
 
 
 async def test_a_failure_is_shown_in_full(world: World) -> None:

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import bindparam, insert, select, text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from instar_server.storage.connection import Connection
+from instar_server.storage.connection import Connection, Prepared
 from instar_server.storage.database import Database
 from instar_server.storage.migrate import upgrade
 from instar_server.storage.schema import groups
@@ -113,3 +113,51 @@ async def test_a_database_that_fails_says_so_each_time_and_recovers(tmp_path: Pa
         assert await connection.change(text("UPDATE groups SET created = 2 WHERE name = 'x'")) == 1
     assert "x" in await names(database)
     await database.close()
+
+
+async def test_a_transaction_in_one_turn_is_whole_too(database: Database) -> None:
+    before = await names(database)
+
+    async def two(connection: Connection) -> str:
+        await add(connection, "at-once-1")
+        await add(connection, "at-once-2")
+        return "done"
+
+    async def twice(connection: Connection) -> None:
+        await add(connection, "at-once-3")
+        await add(connection, "at-once-3")
+
+    async def waits(connection: Connection) -> None:
+        await add(connection, "at-once-4")
+        await asyncio.sleep(0)
+
+    assert await database.write_at_once(two) == "done"
+    with pytest.raises(IntegrityError):
+        await database.write_at_once(twice)
+    with pytest.raises(RuntimeError, match="cannot wait"):
+        await database.write_at_once(waits)
+
+    async def read(connection: Connection) -> int:
+        return len((await connection.execute(select(groups))).all())
+
+    assert await database.read_at_once(read) == len(before) + 2
+    assert await names(database) == sorted([*before, "at-once-1", "at-once-2"])
+
+
+async def test_a_prepared_statement_is_used_again_and_again(database: Database) -> None:
+    adding = Prepared(insert(groups).values(name=bindparam("b_name"), created=7.0))
+    finding = Prepared(select(groups).where(groups.c.name == bindparam("b_name")))
+
+    async def add_some(connection: Connection) -> None:
+        await connection.run(adding, {"b_name": "p1"})
+        await connection.run(adding, [{"b_name": "p2"}, {"b_name": "p3"}])
+
+    await database.write_at_once(add_some)
+    async with database.read() as connection:  # the other way to the same thing
+        for name in ("p1", "p2", "p3"):
+            assert await connection.run(finding, {"b_name": name}) == [{"name": name, "created": 7.0}]
+        assert await connection.run(finding, {"b_name": "p4"}) == []
+    with pytest.raises(IntegrityError) as caught:
+        async with database.write() as connection:
+            await connection.run(adding, {"b_name": "p1"})
+    assert "p1" not in str(caught.value)  # values stay out of the log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -180,3 +181,45 @@ def test_the_api_over_plain_http_on_loopback_only(tmp_path: Path) -> None:
         assert httpx.get(f"{world.ports['api']}/api/v1/ready", trust_env=False).json()["ok"] is True
         assert os.path.exists(world.layout.ports)
         assert world.stop() == 0
+
+
+def test_what_there_is_survives_the_migration_to_orders(tmp_path: Path) -> None:
+    """Tables are copied in it: rows, keys, and the numbers of events stay as they were."""
+    path = tmp_path / "old.db"
+    migrate.upgrade(path, "0002")
+    with sqlite3.connect(path) as database:
+        database.execute("INSERT INTO groups VALUES ('g', 1)")
+        for n in range(3):
+            database.execute(
+                "INSERT INTO nodes (id, group_name, enrolled, enrol_key, token, tx_line, facts)"
+                " VALUES (?, 'g', 1, ?, 't', 'agent', '{\"a\": 1}')",
+                (f"n-{n}", f"k{n}"),
+            )
+            values = (f"n-{n}", n + 1, f"t:{n}", "h" * 64)
+            database.execute(
+                "INSERT INTO events (node, n, source, id, tx, line, phase, version, digest, from_version,"
+                " reason_code, reason_text, wall, boot_id, stored_at, hash)"
+                " VALUES (?, ?, 'node', ?, 't', 'agent', 'trial', '1', 'd', '', '', '', 1, '', 1, ?)",
+                values,
+            )
+        database.execute("DELETE FROM events WHERE n = 3")
+        database.execute("INSERT INTO wishes VALUES ('group', 'g', 'agent', '1', 't', 'd', 5, 1, 'me')")
+        tables = ("nodes", "events", "wishes")
+        before = {table: database.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall() for table in tables}
+    migrate.upgrade(path)
+    with sqlite3.connect(path) as database:
+        after = {table: database.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall() for table in tables}
+        assert after["events"] == before["events"]
+        assert after["wishes"] == before["wishes"]
+        assert [row[: len(before["nodes"][0])] for row in after["nodes"]] == before["nodes"]
+        assert [row[-2:] for row in after["nodes"]] == [("", 0)] * 3
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        line = "module/" + "x" * 31 + ".y"
+        database.execute("UPDATE events SET line = ?", (line,))
+        last = "INSERT INTO events SELECT NULL, node, 9, source, 'z', tx, line, phase, version, digest,"
+        last += (
+            " from_version, reason_code, reason_text, wall, boot_id, stored_at, hash FROM events WHERE n = 1"
+        )
+        database.execute(last)
+        assert database.execute("SELECT max(seq) FROM events").fetchone() == (4,)  # 3 is never given again

@@ -30,6 +30,7 @@ from instar_lab import modules as lab
 from instar_server.trust.module_source import pack_module
 from instar_server.trust.pack import Release, release_of
 from tests.node.world import member, tar_gz
+from tests.runner.compilers import need
 from tests.trust.test_verify_over_tls import Gateway, Handler, gateway, pyz  # noqa: F401
 from tests.trust.world import World, now
 
@@ -166,6 +167,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 
 def test_what_was_compiled_is_packed_without_its_sources(source: Source) -> None:
+    need("cc")
     machine = os.uname().machine
     toml = NATIVE.replace('x86_64 = "main.py"', f'{machine} = "{machine}/a.so"\npdp11 = "pdp11/a.so"')
     toml += '[build]\n"{machine}/a.so" = ["a.c", "-lm"]\n'

@@ -174,9 +174,14 @@ class LabServer:
     def api(self) -> Client:
         """The API as its first admin. Kept open: one TLS handshake serves all questions."""
         if self._client is None:
-            token = self.layout.admin_token.read_text().strip()
-            self._client = Client(Access(str(self._ports["api"]), token, str(self.ca)))
+            self._client = Client(self.access)
         return self._client
+
+    @property
+    def access(self) -> Access:
+        """For a client of one's own: in another thread, say."""
+        token = self.layout.admin_token.read_text().strip()
+        return Access(str(self._ports["api"]), token, str(self.ca))
 
     def gateway(self) -> tuple[str, int]:
         """Host and port for nodes."""

@@ -64,9 +64,10 @@ class Channel:
         backoff: Backoff,
         random01: Callable[[], float],
         now: Callable[[], float],
+        pong_within_s: float = PONG_WITHIN_S,
     ) -> None:
         self._open_link, self._duties, self._backoff = open_link, duties, backoff
-        self._random01, self._now = random01, now
+        self._random01, self._now, self._pong_within_s = random01, now, pong_within_s
         self._link: Link | None = None
         self._since: float | None = None
         self._hurry = asyncio.Event()
@@ -93,7 +94,7 @@ class Channel:
         this machine, or its network, may have been away and the other end know nothing of us any more."""
         if self._link is None or not self.send(self._next_ping()):
             return False
-        asyncio.get_running_loop().call_later(PONG_WITHIN_S, self._doubt, self._link, self._now())
+        asyncio.get_running_loop().call_later(self._pong_within_s, self._doubt, self._link, self._now())
         return True
 
     def _doubt(self, link: Link, asked: float) -> None:
@@ -178,7 +179,7 @@ class Channel:
             if now >= next_ping:
                 link.send(self._next_ping())
                 next_ping = now + ping_s
-            dead = self._heard + ping_s + PONG_WITHIN_S
+            dead = self._heard + ping_s + self._pong_within_s
             if now >= dead:
                 text = f"cannot go on: nothing came from the server for {now - self._heard:.0f} s"
                 raise ServerUnreachable("server-silent", text)

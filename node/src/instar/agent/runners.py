@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 IDLE_S = 60.0  # without a run; then the fork server ends
 SPARE_S = 20.0  # a runner waits 30 s for its first line
+REFILL_AFTER_S = 0.005  # for the result of the run before to be on its way
 FORK_WITHIN_S = 10.0  # for an answer of the fork server, its own start included
 COLD_FOR_S = 30.0  # after a fork server that failed, before the next one is started
 CLOSE_WITHIN_S = 5.0
@@ -89,8 +90,6 @@ class Runners:
             run.kill("not begun")
             await run.outcome()
             raise
-        if warm:
-            self._later(self._refill())
         return run
 
     async def close(self) -> None:
@@ -211,8 +210,9 @@ class Runners:
             self._later(_end(run))
 
     async def _refill(self) -> None:
-        """A spare for the next run, while this one is under way."""
-        if self._spare is not None or not self.warm_pid:
+        """A spare for the next run. Not while one is under way, which needs the processor more."""
+        await asyncio.sleep(REFILL_AFTER_S)
+        if self._spare is not None or self._closed or not self.warm_pid:
             return
         with contextlib.suppress(OSError):
             run = await self._new({}, Path("/"), warm=True)
@@ -231,6 +231,8 @@ class Runners:
         if not gone:
             log.error("runner %d is still there after SIGKILL", run.pid)
             self._later(self._wait_for(run))
+        elif run.warm and run.used and self._spare is None and not self._closed:
+            self._later(self._refill())
         self._rest_later()
 
     def _rest_later(self) -> None:

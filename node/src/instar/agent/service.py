@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from instar.agent.shelf import Module
     from instar.agent.spawn import Outcome, Run
 
+HOPEFUL_FALLS = 2  # in a row, after which questions and restarts still wait for it
 LOOK_S = 3600.0  # one wait for a process's end; then the next
 REAP_WITHIN_S = 5.0  # for a process to be gone once it is killed
 LINES_A_MINUTE = 60  # of a module's own words in our log
@@ -66,6 +67,8 @@ class Service:
         self._place, self._runners, self._clock = place, runners, clock
         self._random01, self._used, self._changed = random01, used, changed
         self._backoff = Backoff(*BACKOFF)
+        self._falls = 0  # in a row
+        self._blocked = False
         self._since, self._ready_at = clock.wall(), 0.0
         self._last: Outcome | None = None
         self._run: Run | None = None
@@ -92,6 +95,12 @@ class Service:
     def task(self) -> asyncio.Task[None] | None:
         return self._task
 
+    @property
+    def may_recover(self) -> bool:
+        """It has failed, but not so often that waiting for it makes no sense."""
+        failed = self.state in (State.FAILED, State.RETRYING, State.PROVING)
+        return failed and not self._blocked and self._falls <= HOPEFUL_FALLS
+
     def describe(self) -> dict[str, Any]:
         """For people; all texts are short and in ASCII."""
         last = self._last
@@ -99,8 +108,8 @@ class Service:
             "name": self.name,
             "version": self.module.manifest.version,
             "digest": self.module.digest,
-            "state": self.state.value,
-            "shown": SHOWN[self.state],
+            "state": SHOWN[self.state],
+            "life": self.state.value,
             "pid": self.pid,
             "since": round(self._since, 3),
             "restarts": self.restarts,
@@ -123,7 +132,7 @@ class Service:
         """It cannot be started now: what it depends on is not there."""
         if why != self.error or self.state is not State.FAILED:
             log.error("module %s cannot start: %s", self.name, why)
-            self.error = why
+            self.error, self._blocked = why, True
             self._happen(Event.BLOCKED)
 
     async def stop(self, within_s: float) -> str:
@@ -172,11 +181,16 @@ class Service:
             if self.state is not State.FAILED:
                 return
             self.restarts += 1
+            self._falls += 1
+            self._changed()
             wait_s = self._backoff.next(self._random01())
             log.info("module %s: next try in %.1f s", self.name, wait_s)
             await asyncio.sleep(wait_s)
 
     async def _live(self) -> None:
+        if self.state is not State.FAILED:  # somebody wants it started, anew
+            self._forgive()
+        self._blocked = False
         self._happen(Event.START)
         self._arm(self.module.manifest.timeouts.ready_s, self._late)
         try:
@@ -237,8 +251,13 @@ class Service:
             log.warning("module %s: %s", self.name, words)
         else:
             if self._ready_at and self._clock.monotonic() - self._ready_at >= STEADY_S:
-                self._backoff.reset()
+                self._forgive()
             self._fell(words)
+
+    def _forgive(self) -> None:
+        """The next failure counts as the first."""
+        self._backoff.reset()
+        self._falls = 0
 
     def _fell(self, why: str) -> None:
         if self.state not in STOPPING:

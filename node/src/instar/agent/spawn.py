@@ -144,6 +144,7 @@ class Run:
         self._began = time.monotonic()
         self._watch: asyncio.TimerHandle | None = None
         self._outcome: Outcome | None = None
+        self.used = False  # whether it was given its first line
         ends.control.too_much = ends.tail.too_much = self._too_much
 
     @property
@@ -162,7 +163,7 @@ class Run:
         """Give it its first line. `began` (monotonic) is when its time began to count."""
         limits = request.get("limits", {})
         memory, processes = int(limits.get("memory", 0)), int(limits.get("processes", 0))
-        self._began = began
+        self._began, self.used = began, True
         self._place.limit(memory, processes)
         self._ends.control.heed = heed
         if request.get("do") != "serve":  # a service may speak for years; control.py bounds how fast

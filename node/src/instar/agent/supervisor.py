@@ -19,7 +19,7 @@ from instar.agent.strays import end_stray
 from instar.core.commands import STOP_SHARE
 from instar.core.depends import dependents, depths, faults
 from instar.core.errors import InputError, InstarError, ReleaseError
-from instar.core.lifecycle import COMING, SERVES, SHOWN, UP, State
+from instar.core.lifecycle import COMING, SERVES, SHOWN, UP
 from instar.host.clock import Clock
 from instar.host.layout import Layout
 from instar.host.points import reach
@@ -90,7 +90,7 @@ class Supervisor:
         return [service.describe() for _, service in sorted(self._services.items())]
 
     async def request(self, name: str, args: dict[str, Any], deadline_s: float, heed: Heed) -> dict[str, Any]:
-        """Ask a module; one that is being started is waited for. A question is put once, never again.
+        """Ask a module; one that is being started, or has just failed, is waited for. A question is put once.
 
         Raises InputError `no-module`, `bad-job`; ReleaseError `module-failed`, `deadline`, `interrupted`, or
         with the module's own code.
@@ -98,7 +98,7 @@ class Supervisor:
         end = self._clock.monotonic() + deadline_s
         await self._until(self._loaded.is_set, end)
         while True:
-            await self._until(lambda: not self._is_coming(name), end)
+            await self._until(lambda: self._serves(name) or not self._is_coming(name), end)
             service = self._services.get(name)
             if service is None:
                 raise InputError("no-module", f"cannot ask {name}: expected a service module of this node")
@@ -138,7 +138,7 @@ class Supervisor:
         return found
 
     async def running(self, names: Iterable[str], within_s: float) -> dict[str, str]:
-        """Wait until each of `names` runs or has failed; name -> 'running' or 'failed: …'."""
+        """Wait until each of `names` runs, or has failed a few times; name -> 'running' or 'failed: …'."""
         end = self._clock.monotonic() + within_s
         await self._until(self._loaded.is_set, end)
         wanted = list(names)
@@ -252,13 +252,19 @@ class Supervisor:
     def _is_coming(self, name: str) -> bool:
         """Whether it makes sense to wait for it."""
         service = self._services.get(name)
-        return service is not None and service.state in COMING and not self._halted
+        if service is None or self._halted:
+            return False
+        return service.state in COMING or service.may_recover
+
+    def _serves(self, name: str) -> bool:
+        service = self._services.get(name)
+        return service is not None and service.state in SERVES
 
     def _how(self, name: str) -> str:
         service = self._services.get(name)
         if service is None:
             return "failed: it is not on this node any more"
-        if service.state in UP or service.state is State.PROVING:
+        if service.state in UP:
             return RUNNING
         return f"failed: {service.error or f'it is {service.state.value} still'}"[:300]
 

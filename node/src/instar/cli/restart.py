@@ -80,6 +80,6 @@ def modules_lines(answer: dict[str, Any]) -> Iterator[str]:
     for row in answer["modules"]:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["since"]))
         pid = row["pid"] or "-"
-        yield f"{row['name']:24} {row['version']:12} {row['state']:13} {pid:>7} {since} {row['restarts']:>5}"
+        yield f"{row['name']:24} {row['version']:12} {row['life']:13} {pid:>7} {since} {row['restarts']:>5}"
         if row["error"]:
             yield f"  {row['error']}"

@@ -203,7 +203,7 @@ class Loop:
             return
         if self._kept_out(wish) or self._waits_for_updater(wish, wanted) or self._too_soon(wish):
             return
-        log.info("%s: from %s to %s", wish.line, line.current(), wish.release.name)
+        log.info("%s: from %s to %s", wish.line, line.current() or "nothing", wish.release.name)
         begin = self._begin(line, wish.line, wish.release.version, wish.release.digest, "wish")
         begin = replace(begin, target=wish.target, generation=wish.generation)
         if self._drive(self.journals.begin(begin)) is State.REVERTED:

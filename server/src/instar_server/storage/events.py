@@ -4,15 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.sql import Select
 
 from instar_server.domain import history
-from instar_server.storage.connection import Connection
+from instar_server.storage.connection import Connection, Prepared
 from instar_server.storage.schema import events, nodes
 
 KEEP = 5000  # entries of one node
 SLACK = 250  # more than that before the oldest are removed, so that it is seldom done
+
+# Prepared, since a restart of ten thousand nodes makes as many entries in one transaction.
+_HEAD = Prepared(
+    select(nodes.c.chain_n, nodes.c.chain_hash, nodes.c.chain_start_n).where(
+        nodes.c.id == bindparam("b_node")
+    )
+)
+_KNOWN = Prepared(
+    select(events.c.id).where(
+        events.c.node == bindparam("b_node"),
+        events.c.source == bindparam("b_source"),
+        events.c.id == bindparam("b_id"),
+    )
+)
+_ADD = Prepared(insert(events).values({name: bindparam(f"b_{name}") for name in (*history.FIELDS, "hash")}))
+_MOVE_ON = Prepared(
+    update(nodes)
+    .where(nodes.c.id == bindparam("b_node"))
+    .values(chain_n=bindparam("b_n"), chain_hash=bindparam("b_hash"))
+)
 
 
 class Events:
@@ -26,10 +46,9 @@ class Events:
 
         Must run inside a write transaction: the head is read, and moved on. Beyond KEEP the oldest go.
         """
-        c = nodes.c
-        head = select(c.chain_n, c.chain_hash, c.chain_start_n).where(c.id == node)
-        n, previous, start_n = (await self._c.execute(head)).one()
-        previous = previous or history.genesis(node)
+        head = (await self._c.run(_HEAD, {"b_node": node}))[0]
+        n, start_n = head["chain_n"], head["chain_start_n"]
+        previous = head["chain_hash"] or history.genesis(node)
         known = await self._known(node, source, [entry["id"] for entry in entries])
         rows: list[dict[str, Any]] = []
         for entry in entries:
@@ -41,10 +60,8 @@ class Events:
             previous = row["hash"] = history.link(previous, row)
             rows.append(row)
         if rows:
-            await self._c.execute(events.insert(), rows)
-            await self._c.execute(
-                update(nodes).where(nodes.c.id == node).values(chain_n=n, chain_hash=previous)
-            )
+            await self._c.run(_ADD, [{f"b_{name}": value for name, value in row.items()} for row in rows])
+            await self._c.run(_MOVE_ON, {"b_node": node, "b_n": n, "b_hash": previous})
             if n - start_n > KEEP + SLACK:
                 await self._remove_until(node, n - KEEP)
         return rows
@@ -60,6 +77,11 @@ class Events:
         await self._c.execute(delete(events).where(e.node == node, e.n <= n))
 
     async def _known(self, node: str, source: str, ids: list[str]) -> set[str]:
+        if len(ids) == 1:  # a server's own entry
+            return {
+                row["id"]
+                for row in await self._c.run(_KNOWN, {"b_node": node, "b_source": source, "b_id": ids[0]})
+            }
         e = events.c
         found = select(e.id).where(e.node == node, e.source == source, e.id.in_(ids))
         return {row.id for row in await self._c.execute(found)}
