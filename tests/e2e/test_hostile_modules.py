@@ -17,7 +17,7 @@ BODIES = {
     "spin": ("def run(args, context):\n    while True:\n        pass\n", "deadline"),
     "raise": ("def run(args, context):\n    raise ValueError('no')\n", "module-failed"),
     "leave": ("import os\n\ndef run(args, context):\n    os._exit(0)\n", "failed"),
-    "lines": ("def run(args, context):\n    while True:\n        context.log('x' * 1000)\n", "output"),
+    "lines": ("def run(args, context):\n    while True:\n        context.log('x' * 1000)\n", "too-much-output"),
     "memory": ("def run(args, context):\n    held = []\n    while True:\n        held.append(bytearray(1 << 24))\n", "out-of-memory"),
     # As root, without a cgroup's limit, a real bomb would take this machine with it: tests/runner has one.
     "forks": (
@@ -32,7 +32,7 @@ BODIES = {
         "            time.sleep(1000)\n        os._exit(0)\n    return {}\n"),
         "",
     ),
-    "broken": ("def run(args, context:\n", "not-loadable"),
+    "broken": ("import nothing_of_that_name\n\ndef run(args, context):\n    return {}\n", "not-loadable"),
     "none": ("x = 1\n", "no-symbol"),
     "reply": ("def run(args, context):\n    return {'x': float('nan')}\n", "bad-reply"),
     "closes": ("import os\n\ndef run(args, context):\n    os.closerange(0, 100)\n    return {}\n", "failed"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 JOB, COMMAND = "job", "command"
+NOT_NOW = "not-taken"  # code of a result that is none: the node has no room for the job, and may have later
 TAIL = 4096  # bytes of a row's output that are kept
 
 
@@ -116,6 +117,7 @@ class Row:
     heard_at: float = 0.0
     cancelled: bool = False  # its order is
     revoked: bool = False  # its node is
+    refused: str = ""  # why the node would not take it when it was sent last
 
 
 class Do(StrEnum):
@@ -160,8 +162,10 @@ def decide_joined(row: Row, now: float, rules: Rules) -> Step:
 
 def _waiting(row: Row, connected: bool, now: float, rules: Rules) -> Step:
     if now >= row.lapse_at:
-        known = "was sent, and never confirmed" if row.sends else "was never connected in time"
-        return Step(Do.END, None, Event.LAPSE, "lapsed", f"not begun before it lapsed: it {known}")
+        why = "it was sent, and never confirmed" if row.sends else "its node was never connected"
+        if row.refused:
+            why = f"its node would not take it: {row.refused}"
+        return Step(Do.END, None, Event.LAPSE, "lapsed", f"not begun before it lapsed: {why}")
     if not connected:
         return Step(Do.WAIT, row.lapse_at)  # its coming is what sends it
     due = now if row.sent_at is None else row.sent_at + resend_gap(row.id, row.sends, rules)

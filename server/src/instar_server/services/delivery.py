@@ -215,9 +215,21 @@ class Delivery:
         """Store what came of a job. True once it is durable, also when it had been stored before; False when
         this node has no such row. Raises SQLAlchemyError."""
         code = "" if result.ok else result.code[:64] or "failed"
+        if code == rules.NOT_NOW and await self._refused(node, result):
+            return True
         reply = msgspec.json.encode(result.reply)
         body = msgspec.json.encode(result).decode()
         return await self._word(node, result.id, result.ok, code, result.reason, body, reply)
+
+    async def _refused(self, node: str, result: Result) -> bool:
+        """The node has no room for a job: it is sent again until it has, or the job lapses."""
+        id_, text = result.id[:MAX_ID], result.reason[:TEXT]
+        if not await self._database.write_at_once(lambda c: Orders(c).refused(id_, node, text)):
+            return False
+        known = self._known.get(id_)
+        if known is not None:
+            self._tell(known.order, id_, node, known.state, self._now(), code=rules.NOT_NOW, text=text[:500])
+        return True
 
     async def status(self, node: str, status: CommandStatus) -> bool:
         """Note where a command stands; a final status is stored as `result` does it."""

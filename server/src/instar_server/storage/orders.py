@@ -128,6 +128,11 @@ class Orders:
         """Note an event about rows: for each its `id`, `node`, and the columns that MARKED names."""
         await self._c.run(_MARK[event], [_bound(row) for row in rows])
 
+    async def refused(self, id_: str, node: str, text: str) -> bool:
+        """Note why a node would not take a row. False: it has no such row, or has taken it."""
+        told = {"b_id": id_, "b_node": node, "b_text": text}
+        return bool(await self._c.run(_REFUSED, told))
+
     async def due_again(self, rows: Mapping[str, float | None]) -> None:
         """Nothing has happened; when to look again."""
         j = order_jobs.c
@@ -197,6 +202,8 @@ def _mark(event: Event, names: Iterable[str]) -> Prepared:
     states: list[Any] = [literal_column(f"'{state}'") for state in rules.sources(event)]
     counts = (j.id == bindparam("b_id")) & (j.node == bindparam("b_node")) & j.state.in_(states)
     changed: dict[str, Any] = {name: bindparam(f"b_{name}") for name in names}
+    if event is not Event.SEND:
+        changed |= {"code": "", "text": ""}  # whatever was refused before
     return Prepared(update(order_jobs).where(counts).values(changed | {"state": str(rules.target(event))}))
 
 
@@ -225,6 +232,13 @@ _BEFORE = Prepared(
     .where(order_jobs.c.id == bindparam("b_id"))
 )
 _WORD = _word_update()
+_REFUSED = Prepared(
+    update(order_jobs)
+    .where(order_jobs.c.id == bindparam("b_id"), order_jobs.c.node == bindparam("b_node"))
+    .where(order_jobs.c.state.in_([literal_column(f"'{state}'") for state in WAITING]))
+    .values(code=rules.NOT_NOW, text=bindparam("b_text"))
+    .returning(order_jobs.c.id)
+)
 _MARK = {event: _mark(event, names) for event, names in MARKED.items()}
 
 
@@ -246,5 +260,5 @@ def decidable(row: Mapping[str, Any]) -> Row:
         row["id"], row["order_id"], row["node"], State(row["state"]), row["deadline_s"], row["lapse_at"],
         row["sent_at"], row["sends"], max(row["taken_at"] or 0.0, row["started_at"] or 0.0),
         row["cancelled_at"] is not None,
-        row.get("revoked_at") is not None,
+        row.get("revoked_at") is not None, row["text"] if row["code"] == rules.NOT_NOW else "",
     )  # fmt: skip
