@@ -8,7 +8,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ARGS ?=
 VERSION ?= $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' node/src/instar/version.py)
-CODE := node/src server/src lab/src bench tests
+CODE := node/src server/src lab/src bench modules tests
 PYTEST := $(BIN)/pytest
 
 .PHONY: help setup demo test check test-all test-os soak bench lint types imports format lock dist clean

@@ -14,6 +14,7 @@ In texts, bytes of a name that are no UTF-8 are \\xNN, and a backslash is double
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Any
@@ -26,7 +27,9 @@ from rounds import Round
 MOST_PATHS = 64
 MOST_FILES = 20_000
 MOST_CHANGES = 2_000
-MOST_TOLD = 300  # changes in one reply: they fit
+MOST_TOLD = 300  # changes in one reply,
+MOST_REPLY = 180_000  # and bytes of JSON
+MOST_NAMES, MOST_KEPT = 5 << 20, 4 << 20  # bytes of all paths, of all changes: the state has a bound, too
 MOST_REFUSED = 1_000
 ENTRIES, BYTES = 200, 1 << 20  # of one step
 EVERY_S = 30.0  # from the start of a round to that of the next
@@ -58,6 +61,7 @@ class Service:
         self._full_now = False
         self._began = self._due = self._saved = 0.0
         self._dirty = False
+        self._names = self._kept = 0  # bytes
         self._restore(context.load())
 
     # --- state
@@ -72,6 +76,8 @@ class Service:
             self.refusals = {unspell(path): why for path, why in state["refusals"].items()}
             self.changes, self.next, self.rounds = state["changes"], state["next"], state["rounds"]
             self.every_s = state["every_s"]
+            self._names = sum(weight(path, look) for path, look in self.known.items())
+            self._kept = sum(map(size, self.changes))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RuntimeError(f"cannot go on: the saved state is of another form ({error!r:.80})") from error
 
@@ -162,8 +168,7 @@ class Service:
             words = looking.differences(before, look)
             if words == ["content"] and not before.content:
                 words = []  # it was not known, it has not changed
-            self.known[path] = look
-            self._dirty = True
+            self._remember(path, look)
             if words:
                 more = {} if still else {"unstable": True}
                 self._tell("changed", path, what=words, before=before.shown(), after=look.shown(), **more)
@@ -172,20 +177,31 @@ class Service:
         settled = any(below(path, root) for root in self.settled)
         old = self._old_name(path, look) if settled else None
         if old is not None:
-            del self.known[old]
+            self._forget(old)
             assert self._round is not None
             self._round.moved(old)
-        elif len(self.known) >= MOST_FILES:
+        elif len(self.known) >= MOST_FILES or self._names >= MOST_NAMES:
             if not self.full and not self._full_now:
-                self._tell("full", path, text=f"more than {MOST_FILES} files: what is new is not watched")
+                self._tell("full", path, text=f"{len(self.known)} files are watched: no more can be")
             self._full_now = True
             return
-        self.known[path] = look
-        self._dirty = True
+        self._remember(path, look)
         if old is not None:
             self._tell("renamed", path, old=spell(old), after=look.shown())
         elif settled:
             self._tell("added", path, after=look.shown(), **({} if still else {"unstable": True}))
+
+    def _remember(self, path: str, look: Look) -> None:
+        self._forget(path)
+        self.known[path] = look
+        self._names += weight(path, look)
+        self._dirty = True
+
+    def _forget(self, path: str) -> Look | None:
+        look = self.known.pop(path, None)
+        if look is not None:
+            self._names -= weight(path, look)
+        return look
 
     def _old_name(self, path: str, look: Look) -> str | None:
         """The known path that this one was, if it is there no more and everything else is the same."""
@@ -206,17 +222,20 @@ class Service:
         self._tell("unreadable", path, text=why)
 
     def gone(self, path: str) -> None:
-        self._tell("removed", path, before=self.known.pop(path).shown())
+        before = self._forget(path)
+        assert before is not None
+        self._tell("removed", path, before=before.shown())
         if path in self.roots:
             self.refusals[path] = "it is not there"  # told of as removed: enough
             self._refused_now.add(path)
 
     def _tell(self, change: str, path: str, **more: Any) -> None:
-        self.changes.append(
-            {"n": self.next, "at": round(time.time(), 3), "change": change, "path": spell(path)} | more
-        )
+        told = {"n": self.next, "at": round(time.time(), 3), "change": change, "path": spell(path)} | more
+        self.changes.append(told)
+        self._kept += size(told)
         self.next += 1
-        del self.changes[:-MOST_CHANGES]
+        while len(self.changes) > MOST_CHANGES or self._kept > MOST_KEPT:
+            self._kept -= size(self.changes.pop(0))
         self._dirty = True
 
     # --- questions
@@ -230,9 +249,8 @@ class Service:
             {*new, *(one for one in self.settled if any(below(one, root) for root in roots))}
         )
         self.roots, self.every_s = roots, every_s
-        self.known = {
-            path: look for path, look in self.known.items() if any(below(path, root) for root in roots)
-        }
+        for path in [path for path in self.known if not any(below(path, root) for root in roots)]:
+            self._forget(path)
         self.refusals = {
             path: why for path, why in self.refusals.items() if any(below(path, r) for r in roots)
         }
@@ -243,6 +261,7 @@ class Service:
     def unwatch(self, args: dict[str, Any]) -> dict[str, Any]:
         self.drop_round()
         self.roots, self.settled, self.known, self.refusals, self.full = [], [], {}, {}, False
+        self._names = 0
         self._dirty = True
         self.save()
         return self.status(args)
@@ -261,7 +280,7 @@ class Service:
             "last_round": self._last_round,
             "last": self.next - 1,
             "unreadable": len(refusals),
-            "first_unreadable": [{"path": spell(path), "why": why} for path, why in refusals[:20]],
+            "first_unreadable": [{"path": spell(path)[:1000], "why": why} for path, why in refusals[:20]],
         }
 
     def told(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -274,12 +293,32 @@ class Service:
         self.save()
         fresh = [change for change in self.changes if change["n"] > since]
         oldest = self.changes[0]["n"] if self.changes else self.next
+        fitting = fit(fresh[:limit])
         return {
-            "changes": fresh[:limit],
-            "more": max(0, len(fresh) - limit),
+            "changes": fitting,
+            "more": len(fresh) - len(fitting),
             "lost": max(0, oldest - 1 - since),
             "last": self.next - 1,
         }
+
+
+def weight(path: str, look: Look) -> int:
+    """Bytes that a path needs at most in the state, and those of where a link points."""
+    return 5 * len(path) + (len(look.content) if look.kind == "link" else 0)
+
+
+def size(change: dict[str, Any]) -> int:
+    return len(json.dumps(change))
+
+
+def fit(changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many from the front as one reply holds."""
+    room = MOST_REPLY
+    for number, change in enumerate(changes):
+        room -= size(change) + 2
+        if room < 0:
+            return changes[:number]
+    return changes
 
 
 def _number(args: dict[str, Any], name: str, otherwise: float, least: float, most: float) -> float:

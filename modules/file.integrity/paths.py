@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+MOST_LENGTH = 1024  # of a path to watch
 _ESCAPE = re.compile(rb"\\(\\|x[0-9a-f]{2})")
 
 
@@ -44,7 +45,7 @@ def checked(value: object, most: int) -> list[str]:
         raise ValueError(f"cannot watch: expected 1 to {most} absolute paths as 'paths', got {value!a:.80}")
     found = set()
     for one in value:
-        if not isinstance(one, str) or not one.startswith("/") or "\0" in one or len(one) > 4096:
+        if not isinstance(one, str) or not one.startswith("/") or "\0" in one or len(one) > MOST_LENGTH:
             raise ValueError(f"cannot watch: expected an absolute path, got {one!a:.80}")
         if ".." in one.split("/"):
             raise ValueError(f"cannot watch: expected a path without '..', got {one!a:.80}")

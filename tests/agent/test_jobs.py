@@ -688,7 +688,9 @@ def test_files_of_an_older_agent_are_read(tmp_path: Path) -> None:
     store.receive(Job("next", "m"))
     assert "inbox/000000000008.next.json" in names(tmp_path)
     for name in ("cut", "both", "out"):
-        assert store.result(name) is not None
+        result = store.result(name)
+        assert result is not None
+        assert result.ok is (name != "cut")
         store.acknowledged(name)
     assert DiskStore(tmp_path).unacknowledged() == []
 

@@ -433,6 +433,33 @@ async def test_a_question_during_a_restart_waits_for_its_end(world: World) -> No
         assert await restart == {"a": "running"}
 
 
+async def test_open_questions_are_answered_before_all_is_stopped(world: World) -> None:
+    world.add(module("a"))
+    async with world.running() as supervisor:
+        await world.all_ok()
+        questions = [asyncio.create_task(world.asked("a", sleep=0.2)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert await supervisor.stop_all(10.0, "x") == {"a": "stopped"}
+        assert [(await question)["starts"] for question in questions] == [1, 1, 1]
+        with pytest.raises(ReleaseError) as caught:
+            await world.asked("a")
+        assert caught.value.code == "interrupted"
+
+
+async def test_a_question_that_is_never_answered_does_not_keep_the_agent_from_its_end(world: World) -> None:
+    world.add(module("a"))
+    async with world.running() as supervisor:
+        await world.all_ok()
+        question = asyncio.create_task(world.asked("a", silent=True))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        assert await supervisor.stop_all(1.0, "x") == {"a": "stopped"}
+        assert time.monotonic() - began < 5.0
+        with pytest.raises(ReleaseError) as caught:
+            await question
+        assert caught.value.code == "interrupted"
+
+
 async def test_thirty_restarts_leave_nothing_behind(world: World) -> None:
     world.add(module("a"))
     world.add(module("b", depends=("a",)))

@@ -446,6 +446,41 @@ def test_more_files_than_it_can_watch(module: Module, tmp_path: Path) -> None:
     small.service.stop()
 
 
+def test_long_names_fit_in_replies_and_in_the_state(watching: Watch) -> None:
+    """Two hundred paths of 3,000 bytes that are no UTF-8, each spelled with 12,000 characters."""
+    deep = os.fsencode(watching.folder)
+    here = os.open(deep, os.O_RDONLY)
+    try:
+        for _ in range(12):
+            os.mkdir(b"\xff" * 250, dir_fd=here)
+            inner = os.open(b"\xff" * 250, os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = inner
+        for number in range(200):
+            os.close(os.open(b"%d" % number, os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    finally:
+        os.close(here)
+    assert watching.settle()["files"] == 4 + 12 + 200
+    since, seen = 0, []
+    while True:
+        reply = watching.service.ask("changes", since=since, limit=300)
+        seen += [one["n"] for one in reply["changes"]]
+        assert reply["lost"] == 0
+        if not reply["more"]:
+            break
+        since = seen[-1]
+    assert seen == list(range(1, 213))
+    watching.restart(kill=True)
+    watching.settle()
+    assert watching.status()["last"] == 212
+    shutil.rmtree(watching.folder / os.fsdecode(b"\xff" * 250))
+    watching.settle()
+    reply = watching.service.ask("changes", since=0)
+    assert reply["last"] == 424
+    assert reply["lost"] > 0  # the bytes of all changes have a bound
+    assert (watching.data / "state.json").stat().st_size < 8 << 20
+
+
 def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -2,25 +2,21 @@
 
 `ModuleNode` has no release of `demo.watch` at first and 1.0.0 (`first`) on offer; `install` puts one in place as a
 confirmed transaction would have left it. The agent of memory follows `current` when it is told to
-`reload-module`, and when it starts. The program that rehearses is a small runner of its own.
+`reload-module`, and when it starts. Its rehearsal of a module is a call of the function `check(data)` in its main.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from instar.core.journal import Begin
 from instar.core.releases import Release
-from instar.core.settings import RehearsalSettings, Settings
 from instar.engine.journal import Journal
 from instar.host.files import DISK, Disk
 from instar.host.line import Line
-from instar.host.program import Program
 from instar.targets.kit import TrustedTarget, Verdict
 from instar.targets.module_release import ModuleRelease
 from instar.trust.module import module_digest
@@ -28,28 +24,8 @@ from tests.node.world import Built, FakeServer, FakeSource, Node, member, put, t
 
 NAME = "demo.watch"
 LINE = f"module/{NAME}"
-GOOD = "def check(request): return {}\n"
-
-# Does what a runner does in check mode: the module's `check` stands for its start and stop.
-RUNNER = """\
-import json, os, socket, sys
-assert sys.argv[1:] == ["runner"], sys.argv
-line = socket.socket(fileno=3)
-file = line.makefile("rwb")
-request = json.loads(file.readline())
-module, scope = request["module"], {}
-with open(os.path.join(module["folder"], module["entry"])) as source:
-    exec(source.read(), scope)
-def say(message):
-    file.write(json.dumps(message).encode() + b"\\n")
-    file.flush()
-try:
-    say({"log": "checking"})
-    say({"ok": True, "reply": scope["check"](request)})
-except Exception as error:
-    say({"ok": False, "error": {"code": getattr(error, "code", "module-failed"), "text": str(error)}})
-    sys.exit(1)
-"""
+UNKNOWN = b'{"ok": false, "error": {"code": "unknown-command", "text": "no"}}\n'
+GOOD = "def check(data): pass\n"
 
 
 def manifest(files: dict[str, bytes], name: str = NAME, version: str = "1.0.0", **changes: Any) -> bytes:
@@ -68,13 +44,6 @@ def build(version: str, text: str = GOOD, name: str = NAME, **changes: Any) -> B
     said = manifest(files, name, version, **changes)
     members = [member("manifest.json", said), *(member(p, b) for p, b in files.items())]
     return Built(Release(version, module_digest(said)), files, said, tar_gz(members))
-
-
-def runner(path: Path) -> Path:
-    """The program whose entry `runner` is called."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("__main__.py", RUNNER)
-    return path
 
 
 class ModuleServer(FakeServer):
@@ -114,12 +83,10 @@ class ModuleServer(FakeServer):
 class ModuleNode(Node):
     """See the module's docstring. `falling` are releases that do not run; `deaf` an agent that does not follow."""
 
-    def __init__(self, state: Path, program: Path, disk: Disk = DISK, install: bool = True) -> None:
+    def __init__(self, state: Path, disk: Disk = DISK, install: bool = True) -> None:
         super().__init__(state, disk, install=install)
         self.first, self.second = build("1.0.0"), build("1.1.0")
-        self._program = program
         self.modules = {}
-        self.rehearsal_s = 1.5
         self.server: ModuleServer = ModuleServer(self.first, self.new)  # type: ignore[assignment]
         self.said = self._answer
         self.running = ""  # the release that the agent runs
@@ -129,6 +96,7 @@ class ModuleNode(Node):
         self.deaf = False
         self.knows_modules = True
         self.reloads: list[str] = []
+        self.checks: list[dict[str, Any]] = []
         self.others: dict[str, str] = {}
 
     # --- what the agent does
@@ -151,11 +119,13 @@ class ModuleNode(Node):
         request = self.agent.request
         if request.get("do") == "reload-module":
             if not self.knows_modules:
-                return b'{"ok": false, "error": {"code": "unknown-command", "text": "no"}}\n'
+                return UNKNOWN
             self.reloads.append(request["module"])
             if not self.deaf:
                 self.follow()
             return {}
+        if request.get("do") == "check-module":
+            return self._check(request) if self.knows_modules else UNKNOWN
         if request.get("do") == "modules":
             self.restarts += 1
             row = {
@@ -172,6 +142,22 @@ class ModuleNode(Node):
         digests = {NAME: self._digest()} if self.running else {}
         return {**about, "modules": states, "digests": digests, "pids": {NAME: self.module_pid}}
 
+    def _check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """As the real agent answers (agent/check.py): at first that it goes on."""
+        self.checks.append(request)
+        if len(self.checks) % 2:
+            return {"done": False}
+        line, scope = Line(self.layout.module(NAME)), dict[str, Any]()
+        release = f"{request['version']}-{request['digest'][:12]}"
+        line.check(release)
+        try:
+            exec((line.folder(release) / "main.py").read_text(), scope)
+            scope["check"](Path(request["data"]))
+        except Exception as error:  # noqa: BLE001
+            code = getattr(error, "code", "module-failed")
+            return {"done": True, "passed": False, "code": code, "text": str(error), "seconds": 0.1}
+        return {"done": True, "passed": True, "code": "", "text": "", "seconds": 0.1}
+
     def _state(self) -> str:
         return "failed" if self.running in self.falling else "ok"
 
@@ -187,13 +173,6 @@ class ModuleNode(Node):
     @property
     def module(self) -> Line:
         return Line(self.layout.module(NAME), self.disk)
-
-    @property
-    def settings(self) -> Settings:
-        return replace(super().settings, rehearsal=RehearsalSettings(within_s=self.rehearsal_s))
-
-    def program(self) -> Program:
-        return Program("1.0.0", "0" * 96, self._program, "")
 
     def module_target(self) -> ModuleRelease:
         return ModuleRelease(self.kit(), NAME)

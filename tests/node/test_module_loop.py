@@ -16,7 +16,7 @@ from instar.core.wish import Wanted, read_wanted
 from instar.updater.loop import Loop, Orders
 from instar.updater.main import _handlers
 from instar.updater.targets import Targets
-from tests.node.modules import LINE, NAME, ModuleNode, build, runner
+from tests.node.modules import LINE, NAME, ModuleNode, build
 from tests.node.world import Built, Quiet, put
 
 HEX = "0" * 96
@@ -64,7 +64,7 @@ class World:
 
 @pytest.fixture
 def world(folder: Path) -> Iterator[World]:
-    node = ModuleNode(folder / "state", runner(folder / "instar.pyz"))
+    node = ModuleNode(folder / "state")
     put(node.line, node.new)  # the agent's rehearsal is another test's
     made = World(node)
     yield made

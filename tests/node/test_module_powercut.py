@@ -14,7 +14,7 @@ from instar.core.journal import Reason
 from instar.engine.driver import drive
 from instar.host import trials
 from instar.targets.kit import Verdict
-from tests.node.modules import ModuleNode, runner
+from tests.node.modules import ModuleNode
 from tests.node.powercut import PowerCut, PowerDisk
 from tests.node.test_powercut import MEMORY, bits, insides, keeps
 from tests.node.world import Quiet
@@ -27,7 +27,6 @@ LOST, KEPT, SOME = 0, 2**48 - 1, 0x5555_5555_5555
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="i-", dir=PARENT, ignore_cleanup_errors=True) as name:
-        runner(Path(name) / "instar.pyz")
         yield Path(name)
 
 
@@ -42,7 +41,7 @@ class Power:
         self.node.keep()
 
     def _made(self, state: Path, install: bool) -> ModuleNode:
-        node = ModuleNode(state, self.place / "instar.pyz", install=install)
+        node = ModuleNode(state, install=install)
         if not self.case.startswith("first"):
             node.server.offer(node.second)
         if self.case.endswith("bad"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.server.world import World, running
+from tests.server.world import Channel, Node, World, running
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world.publish_module("inventory", "1.0.0", "service")
         world.publish_module("inventory", "1.1.0", "service")
         yield world
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A server that is impatient: sends again after 0.4 s, asks after 0.6 s of silence."""
+    folder = tmp_path_factory.mktemp("orders")
+    with running(folder, ping_s=5.0, job_resend_s=0.4, job_silence_s=0.6, wrong_tokens=1000) as world:
+        world.publish("1.0.0")
+        for version in ("1.0.0", "1.2.0", "1.10.0"):
+            world.publish_module("echo", version)
+        world.publish_module("inventory", "1.0.0", "service")
+        yield world
+
+
+@pytest.fixture
+async def node(quick: World) -> Node:
+    return await asyncio.to_thread(quick.new_node)
+
+
+@pytest.fixture
+async def channel(node: Node) -> AsyncIterator[Channel]:
+    async with node.connected() as found:
+        yield found

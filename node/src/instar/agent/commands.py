@@ -167,8 +167,9 @@ class Commands:
         log.info("restart of the agent begins, asked by %s", command.origin)
         self._begin(entry)
         share_s = command.within_s * STOP_SHARE
-        how, _ = await asyncio.gather(
-            self._modules.stop_all(share_s, command.origin), self._around.finish(share_s)
+        # No job begins any more; those that ask a module are answered before that module is stopped.
+        _, how = await asyncio.gather(
+            self._around.finish(share_s), self._modules.stop_all(share_s, command.origin)
         )
         entry.status = replace(entry.status, modules=how)
         try:

@@ -4,6 +4,7 @@
     {"v": 1, "do": "restart", "modules": ["name", …], "agent": false, "within_s": 30}   -> {"ok": true, "id": "c-…"}
     {"v": 1, "do": "command", "id": "c-…"}                                -> how it stands
     {"v": 1, "do": "reload-module", "module": "name"}                     for the updater: `current` has moved
+    {"v": 1, "do": "check-module", …}                                     for the updater: agent/check.py
     {"ok": true, …}  or  {"ok": false, "error": {"code", "text"}}
 
 A line that cannot be used gets an error and the connection stays; a line without an end does not.

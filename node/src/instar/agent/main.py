@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ from instar.host.points import reach
 from instar.host.program import Program, running_program
 
 if TYPE_CHECKING:
+    from instar.agent.check import Checks
     from instar.agent.commands import Commands
     from instar.agent.supervisor import Supervisor
 
@@ -168,7 +170,13 @@ def _wire_modules(layout: Layout, program: Program, clock: Clock, agent: Residen
 
         return Commands(CommandStore(layout.commands), agent.modules.need(), agent, clock)
 
-    agent.modules, agent.commands = Late(supervisor), Late(commands)
+    @cache
+    def checks() -> Checks:
+        from instar.agent.check import Checks
+
+        return Checks(layout, shelf, runners)
+
+    agent.modules, agent.commands, agent.checks = Late(supervisor), Late(commands), checks
     if _has_modules(layout):
         agent.modules.need()
     if _has_commands(layout):

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from instar.agent.channel import Channel
@@ -25,6 +26,7 @@ from instar.host.program import Program
 from instar.wire.messages import PROTOCOL, Command, Health, Hello, Job, Message
 
 if TYPE_CHECKING:
+    from instar.agent.check import Checks
     from instar.agent.commands import Commands
     from instar.agent.local_api import Handler
     from instar.agent.supervisor import Supervisor
@@ -65,6 +67,7 @@ class Resident:
     poke: Poke
     modules: Late[Supervisor]
     commands: Late[Commands]
+    checks: Callable[[], Checks]  # made when first asked for
 
     def __init__(
         self, layout: Layout, program: Program, node: Node, clock: Clock, waker: Waker, renewer: Renewer
@@ -166,6 +169,7 @@ class Resident:
             "restart": self.answer_restart,
             "command": self.answer_command,
             "reload-module": self.answer_reload,
+            "check-module": self.answer_check,
         }
 
     async def answer_health(self, _request: dict[str, Any], _uid: int) -> dict[str, Any]:
@@ -211,6 +215,9 @@ class Resident:
         name = request.get("module")
         await self.modules.need().reload(check_name(name if isinstance(name, str) else ""))
         return {}
+
+    async def answer_check(self, request: dict[str, Any], _uid: int) -> dict[str, Any]:
+        return await self.checks().answer(request)
 
     async def answer_restart(self, request: dict[str, Any], uid: int) -> dict[str, Any]:
         names, agent, within_s = (

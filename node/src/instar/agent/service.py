@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from instar.agent.shelf import Module
     from instar.agent.spawn import Outcome, Run
 
-HOPEFUL_FALLS = 2  # in a row, after which questions and restarts still wait for it
 LOOK_S = 3600.0  # one wait for a process's end; then the next
 REAP_WITHIN_S = 5.0  # for a process to be gone once it is killed
 LINES_A_MINUTE = 60  # of a module's own words in our log
@@ -95,11 +94,10 @@ class Service:
     def task(self) -> asyncio.Task[None] | None:
         return self._task
 
-    @property
-    def may_recover(self) -> bool:
-        """It has failed, but not so often that waiting for it makes no sense."""
+    def may_recover(self, falls: int) -> bool:
+        """It has failed, but not more than so often in a row: waiting for it makes sense."""
         failed = self.state in (State.FAILED, State.RETRYING, State.PROVING)
-        return failed and not self._blocked and self._falls <= HOPEFUL_FALLS
+        return failed and not self._blocked and self._falls <= falls
 
     def describe(self) -> dict[str, Any]:
         """For people; all texts are short and in ASCII."""

@@ -27,6 +27,7 @@ from instar.host.points import reach
 if TYPE_CHECKING:
     from instar.agent.shelf import Module, Shelf
 
+RESTART_FALLS, QUESTION_FALLS = 2, 4  # in a row, after which a restart, or a question, gives it up
 RELOAD_S = 30.0  # for the old one, and those that depend on it, to stop
 STRAY_S = 5.0  # for a process of a module that is not there any more
 RUNNING = "running"
@@ -53,6 +54,7 @@ class Supervisor:
         self._pulse = asyncio.Event()  # set, and replaced, at each change
         self._changing = asyncio.Lock()
         self._halted = False  # nothing is started any more
+        self._asking = 0  # questions that are open
 
     async def run(self) -> None:
         """Until cancelled; then what still runs is killed. Raises what went wrong in our own code, if anything."""
@@ -92,19 +94,27 @@ class Supervisor:
     async def request(self, name: str, args: dict[str, Any], deadline_s: float, heed: Heed) -> dict[str, Any]:
         """Ask a module; one that is being started, or has just failed, is waited for. A question is put once.
 
-        Raises InputError `no-module`, `bad-job`; ReleaseError `module-failed`, `deadline`, `interrupted`, or
-        with the module's own code.
+        Raises InputError `no-module`, `bad-job`; ReleaseError `module-failed`, `deadline`, `interrupted`
+        (it ended, or the agent ends), or with the module's own code.
         """
-        end = self._clock.monotonic() + deadline_s
+        self._asking += 1
+        try:
+            return await self._request(name, args, self._clock.monotonic() + deadline_s, heed)
+        finally:
+            self._asking -= 1
+            self._beat()
+
+    async def _request(self, name: str, args: dict[str, Any], end: float, heed: Heed) -> dict[str, Any]:
         await self._until(self._loaded.is_set, end)
         while True:
-            await self._until(lambda: self._serves(name) or not self._is_coming(name), end)
+            await self._until(lambda: self._serves(name) or not self._is_coming(name, QUESTION_FALLS), end)
             service = self._services.get(name)
             if service is None:
                 raise InputError("no-module", f"cannot ask {name}: expected a service module of this node")
             if service.state not in SERVES:
                 why = service.error or f"it is {service.state.value}"
-                raise ReleaseError("module-failed", f"cannot ask {name}: it does not run: {why}")
+                code = "interrupted" if self._halted else "module-failed"
+                raise ReleaseError(code, f"cannot ask {name}: it does not run: {why}")
             try:
                 return await service.ask(args, max(end - self._clock.monotonic(), 0.001), heed)
             except InstarError as error:
@@ -142,7 +152,7 @@ class Supervisor:
         end = self._clock.monotonic() + within_s
         await self._until(self._loaded.is_set, end)
         wanted = list(names)
-        await self._until(lambda: not any(map(self._is_coming, wanted)), end)
+        await self._until(lambda: not any(self._is_coming(name, RESTART_FALLS) for name in wanted), end)
         return {name: self._how(name) for name in wanted}
 
     async def all_running(self, within_s: float) -> dict[str, str]:
@@ -151,12 +161,18 @@ class Supervisor:
         return await self.running(list(self._services), end - self._clock.monotonic())
 
     async def stop_all(self, within_s: float, who: str) -> dict[str, str]:
-        """Stop all, for good: nothing is started any more. Name -> 'stopped' or 'killed'."""
+        """Stop all, for good: nothing is started any more. Name -> 'stopped' or 'killed'.
+
+        Questions that are open have half of `within_s` to be answered first; see that no new ones come.
+        """
+        end = self._clock.monotonic() + within_s
+        if not self._halted:
+            await self._until(lambda: not self._asking, end - within_s / 2)
         self._halted = True
         if not self._services:
             return {}
         log.info("all modules are stopped, asked by %s", who)
-        how = await self._stop(list(self._services), self._clock.monotonic() + within_s)
+        how = await self._stop(list(self._services), end)
         log.info("all modules have stopped, asked by %s: %s", who, how)
         return how
 
@@ -245,16 +261,19 @@ class Supervisor:
             self._services[name].start(self._gate)
 
     def _change(self) -> None:
-        pulse, self._pulse = self._pulse, asyncio.Event()
-        pulse.set()
+        self._beat()
         self._tell()
 
-    def _is_coming(self, name: str) -> bool:
+    def _beat(self) -> None:
+        pulse, self._pulse = self._pulse, asyncio.Event()
+        pulse.set()
+
+    def _is_coming(self, name: str, falls: int) -> bool:
         """Whether it makes sense to wait for it."""
         service = self._services.get(name)
         if service is None or self._halted:
             return False
-        return service.state in COMING or service.may_recover
+        return service.state in COMING or service.may_recover(falls)
 
     def _serves(self, name: str) -> bool:
         service = self._services.get(name)

@@ -63,8 +63,7 @@ class ModuleRelease(LineTarget):
         scratch = self._staging(progress) / "rehearsal"
         make_folder(scratch.parent, 0o700, self.kit.disk)
         reach("rehearse:run")
-        folder = self.line.folder(begin.release.name)
-        seconds = rehearsal.rehearse(self.kit, manifest, folder, begin.digest, self.layout.data, scratch)
+        seconds = rehearsal.rehearse(self.kit, manifest, begin.digest, self.layout.data, scratch)
         return Outcome({"rehearsed_s": round(seconds, 3)})
 
     def activate(self, progress: Progress, notes: Notes) -> Outcome:

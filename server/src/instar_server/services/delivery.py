@@ -113,7 +113,7 @@ class Delivery:
             await self._wake.wait()
             self._wake.clear()
             refill, self._refill = self._refill, set()
-            nodes = sorted(self._fresh | refill)
+            nodes = sorted(node for node in self._fresh | refill if self._presence.get(node) is not None)
             fresh, self._fresh = self._fresh, set()
             for start in range(0, len(nodes), NODES_AT_ONCE):
                 part = nodes[start : start + NODES_AT_ONCE]

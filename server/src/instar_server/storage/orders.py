@@ -98,7 +98,8 @@ class Orders:
             & (j.ended_at > now - CANCEL_AGAIN_S)
         )
         # Never more than this of one node: the others come when these are on its disk.
-        place = func.row_number().over(partition_by=j.node, order_by=(orders.c.made, j.id)).label("place")
+        turn = (j.state == State.CANCELLED, orders.c.made, j.id)
+        place = func.row_number().over(partition_by=j.node, order_by=turn).label("place")
         mine = select(*_BOTH, place).join(orders, orders.c.id == j.order_id)
         mine = mine.where(
             j.node.in_(ids), j.state.in_([*OPEN, State.CANCELLED]), j.state.in_(OPEN) | may_have
