@@ -51,7 +51,7 @@ class Checks:
         await asyncio.wait([task], timeout=ANSWER_S)
         if not task.done():
             return {"done": False}
-        del self._tasks[key]
+        self._tasks.pop(key, None)  # another connection may have asked the same
         return {"done": True, **task.result()}
 
     def _data(self, data: str) -> Path:

@@ -293,7 +293,7 @@ class Service:
         if then is State.READY:
             self.error = ""
         elif then is State.PROVING:
-            self._arm(PROVE_S, lambda: self._happen(Event.STEADY))
+            self._arm(PROVE_S, self._steady)
         self._changed()
         return True
 
@@ -302,6 +302,10 @@ class Service:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, do) if do else None
+
+    def _steady(self) -> None:
+        if self._run is not None and not self._run.over:
+            self._happen(Event.STEADY)
 
     def _late(self) -> None:
         """It has not said that it is ready."""

@@ -233,7 +233,9 @@ class WasmModule:
 
     def _enter(self, function: Any) -> Any:
         if self._broken:
-            raise InstarError("wasm-trap", f"cannot go on with the module: it was left before: {self._broken}")
+            raise InstarError(
+                "wasm-trap", f"cannot go on with the module: it was left before: {self._broken}"
+            )
         with self._held():
             return function(self._store)
 

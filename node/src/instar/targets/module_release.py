@@ -1,13 +1,14 @@
 """A service module's releases. The agent runs them; the updater moves the link and tells it so.
 
 What differs from the node's program: there may be nothing before the first release, and nothing after the
-last; the rehearsal is local; and no launcher counts starts, so the watch does, and ends a trial early when
+last; the agent alone rehearses it; and no launcher counts starts, so the watch does, and ends a trial early when
 the module has fallen too often.
 """
 
 from __future__ import annotations
 
 import contextlib
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class ModuleRelease(LineTarget):
         if absent:
             text = f"{self.name} depends on {', '.join(absent)}, which this node does not run"
             raise Failed(Reason("depends-absent", text), blame=False)
-        scratch = self._staging(progress) / "rehearsal"
+        # A name of its own for each try: what a killed one left under way must not be taken for this one.
+        scratch = self._staging(progress) / f"rehearsal-{uuid.uuid4().hex[:8]}"
         make_folder(scratch.parent, 0o700, self.kit.disk)
         reach("rehearse:run")
         seconds = rehearsal.rehearse(self.kit, manifest, begin.digest, self.layout.data, scratch)
