@@ -54,7 +54,7 @@ def _compile(about: Source, made: Path, parts: list[str]) -> None:
     compiler = WASM if made.suffix == ".wasm" else NATIVE
     if shutil.which(compiler[0]) is None:
         raise MachineError("no-compiler", f"cannot build {made.name}: {compiler[0]} is not installed")
-    sources = [part for part in parts if not part.startswith("-")]
+    sources = [part for part in parts if not part.startswith("-") and not part.endswith(".h")]
     flags = [part for part in parts if part.startswith("-")]
     made.parent.mkdir(parents=True, exist_ok=True)
     folder = about.folder.resolve()

@@ -100,6 +100,8 @@ async def _reside(layout: Layout, program: Program) -> bool:
     """
     clock, node = Clock(), load_node(layout)
     _record(layout, program, clock)
+    if node.wasmtime:
+        os.environ["INSTAR_WASMTIME"] = node.wasmtime  # for the runners
     dialer = Dialer(layout, node.server, node.proxy)
     waker = Waker(layout.socket("updater"))
     renew = program.command("renew", "--state", str(layout.state))

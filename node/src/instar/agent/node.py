@@ -35,6 +35,7 @@ class Node(NamedTuple):
     server: Address
     proxy: Address | None
     wake: WakeSettings = WakeSettings()
+    wasmtime: str = ""  # the folder that holds it, where the configuration names one
 
 
 def load_node(layout: Layout) -> Node:
@@ -43,15 +44,15 @@ def load_node(layout: Layout) -> Node:
     A configuration that cannot be read stops nothing: it is said, and the node goes on without it.
     """
     known = read_node(layout)
-    proxy, wake = None, WakeSettings()
+    proxy, wake, wasmtime = None, WakeSettings(), ""
     if has_settings(layout):
         try:
             settings = read_config(layout)
-            wake, text = settings.wake, settings.network.proxy
+            wake, wasmtime, text = settings.wake, settings.modules.wasmtime, settings.network.proxy
             proxy = address(text, "http", 3128) if text else None
         except InputError as error:
             log.error("%s; going on with the defaults", error.text)
-    return Node(known.node, address(known.server, "https", 443), proxy, wake)
+    return Node(known.node, address(known.server, "https", 443), proxy, wake, wasmtime)
 
 
 def address(url: str, scheme: str, default_port: int) -> Address:

@@ -26,6 +26,7 @@ STDERR_MOST = 16 << 20  # bytes of one job; one that says more is ended
 OUTPUT_SLACK = 16_384  # bytes
 POLL_S = 0.02  # where the kernel has no pidfd
 REAP_WITHIN_S = 5.0  # for a killed process to be gone
+WASMTIME = "INSTAR_WASMTIME"  # as in runner/wasm.py
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONTROL = 3  # the descriptor of the control line
 
@@ -249,15 +250,15 @@ class Run:
             self._look_later(processes)
 
 
+def environment_of_all() -> dict[str, str]:
+    """What every runner gets: nothing of ours, but where the configuration says that wasmtime is."""
+    given = os.environ.get(WASMTIME)
+    return {"PATH": PATH, "LANG": "C.UTF-8", **({WASMTIME: given} if given else {})}
+
+
 def start_cold(command: list[str], ends: Ends, cwd: Path, name: str) -> ColdChild:
     """Start `command` as a runner. Raises OSError, with nothing started."""
-    environment = {
-        "PATH": PATH,
-        "LANG": "C.UTF-8",
-        "HOME": str(cwd),
-        "TMPDIR": str(cwd),
-        "INSTAR_MODULE": name,
-    }
+    environment = {**environment_of_all(), "HOME": str(cwd), "TMPDIR": str(cwd), "INSTAR_MODULE": name}
     return ColdChild(spawn(command, ends.line.fileno(), ends.stderr, cwd, environment))
 
 

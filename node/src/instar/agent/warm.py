@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from instar.agent.control import Tail
-from instar.agent.spawn import PATH, STDERR_TAIL, ColdChild, Ends, Usage, open_pidfd, spawn
+from instar.agent.spawn import STDERR_TAIL, ColdChild, Ends, Usage, environment_of_all, open_pidfd, spawn
 
 MOST_BYTES = 65_536  # of one datagram
 END_WITHIN_S = 2.0  # for a fork server that was told to end
@@ -121,8 +121,8 @@ class ForkServer:
         self.alive = True
         mine.setblocking(False)
         try:
-            environment = {"PATH": PATH, "LANG": "C.UTF-8"}
-            pid = spawn([*command, "--warm"], its.fileno(), write_end, Path("/"), environment)
+            words = [*command, "--warm"]
+            pid = spawn(words, its.fileno(), write_end, Path("/"), environment_of_all())
         except OSError:
             self.alive = False
             mine.close()

@@ -40,12 +40,18 @@ class UpdaterSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleSettings:
+    wasmtime: str = ""  # folder that holds the Python package wasmtime; '': where the interpreter looks
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     trial: TrialSettings = field(default_factory=TrialSettings)
     rehearsal: RehearsalSettings = field(default_factory=RehearsalSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     updater: UpdaterSettings = field(default_factory=UpdaterSettings)
     wake: WakeSettings = field(default_factory=WakeSettings)
+    modules: ModuleSettings = field(default_factory=ModuleSettings)
 
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -106,6 +112,10 @@ def _value(path: str, default: Any, value: Any) -> Any:
     if path == "network.proxy" and value and not PROXY.fullmatch(value):  # it may hold a password: not shown
         raise InputError(
             "bad-config", f"cannot read config: {path}: expected http://host:port, got another form"
+        )
+    if path == "modules.wasmtime" and value and not value.startswith("/"):
+        raise InputError(
+            "bad-config", f"cannot read config: {path}: expected an absolute path, got {value!r}"
         )
     if path in BOUNDS:
         low, high = BOUNDS[path]

@@ -10,7 +10,7 @@ from instar.host.layout import Layout
 if TYPE_CHECKING:
     from instar.core.settings import Settings
 
-TABLES = (b"[trial]", b"[rehearsal]", b"[network]", b"[updater]", b"[wake]")
+TABLES = (b"[trial]", b"[rehearsal]", b"[network]", b"[updater]", b"[wake]", b"[modules]")
 
 
 def has_settings(layout: Layout) -> bool:

@@ -107,7 +107,7 @@ class Context:
             return None
         try:
             with open(f"{self._data}/{STATE}", "rb") as file:
-                return file.read(MOST_STATE + 1)
+                return file.read(min(os.fstat(file.fileno()).st_size, MOST_STATE) + 1)
         except FileNotFoundError:
             return None
 

@@ -90,7 +90,8 @@ def load(module: ModuleSpec, context: Context) -> PythonModule:
 def _code(module: ModuleSpec, shown: str) -> CodeType:
     try:
         with open(module.path, "rb") as file:
-            source = file.read(MOST_SOURCE)
+            # No more than there is: reading sets aside as much memory as it is asked for.
+            source = file.read(min(os.fstat(file.fileno()).st_size + 1, MOST_SOURCE))
     except OSError as error:
         text = f"cannot load module {module.name}: {module.entry}: {error.strerror}"
         raise InstarError("not-loadable", text) from error

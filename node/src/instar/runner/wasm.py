@@ -55,7 +55,10 @@ def find_wasmtime() -> Any:
     try:
         return importlib.import_module("wasmtime")
     except (ImportError, OSError, AttributeError, RuntimeError) as error:
-        way = f"install it for {sys.executable} (pip install wasmtime), or into a folder named by {FOLDER}"
+        way = (
+            f"install it for {sys.executable} (pip install wasmtime), or with --target FOLDER, and name that "
+            "folder in config.toml: [modules] wasmtime"
+        )
         text = f"cannot run a WebAssembly module: expected the Python package wasmtime, got {error!s:.120}; {way}"
         raise MachineError("no-wasmtime", text) from error
 
