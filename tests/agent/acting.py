@@ -33,8 +33,11 @@ try: act = json.load(open("act.json"))
 except FileNotFoundError: act = {}
 try: state = json.load(open("state.json"))
 except FileNotFoundError: state = {"starts": 0}
+def save():
+    with open("state.new", "w") as file: json.dump(state, file)
+    os.replace("state.new", "state.json")
 state["starts"] += 1
-json.dump(state, open("state.json", "w"))
+save()
 if act.get("deaf"): signal.signal(signal.SIGTERM, signal.SIG_IGN)
 say(state="starting")
 if act.get("error"):
@@ -55,7 +58,7 @@ def stop():
         say(stopping="busy", text="an operation"); time.sleep(0.1)
     while act.get("deaf"): time.sleep(1)
     state["saved"] = True
-    json.dump(state, open("state.json", "w"))
+    save()
     say(stopping="ready")
     note("stop")
     sys.exit(0)

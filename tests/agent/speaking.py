@@ -77,7 +77,9 @@ def serve():
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 os.setsid()
-                control, errors = fds
+                control, errors, *entrance = fds
+                for cgroup in entrance:
+                    os.write(cgroup, b"0")
                 line.detach()
                 os.dup2(control, 3)
                 os.dup2(errors, 1)

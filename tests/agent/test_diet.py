@@ -21,6 +21,9 @@ FORBIDDEN = (
     "email",
     "h11",
     "http.client",
+    "instar.agent.command",  # command_store, commands
+    "instar.agent.service",
+    "instar.agent.supervisor",
     "instar.engine",
     "instar.oneshot",
     "instar.runner",

@@ -64,6 +64,56 @@ async def test_bad_lines_get_an_error_and_harm_nothing(
     assert (await place.ask({"v": 1, "do": "health"}))["ok"] is True
 
 
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        ({"do": "restart", "modules": "all"}, "bad-request"),
+        ({"do": "restart", "modules": [1]}, "bad-request"),
+        ({"do": "restart", "agent": "yes"}, "bad-request"),
+        ({"do": "restart", "within_s": "soon"}, "bad-request"),
+        ({"do": "restart", "within_s": True}, "bad-request"),
+        ({"do": "restart", "within_s": 1e9}, "bad-command"),
+        ({"do": "restart", "modules": ["../x"]}, "bad-module-name"),
+        ({"do": "restart", "modules": ["x"] * 65}, "bad-command"),
+        ({"do": "command", "id": "c-none"}, "unknown-command-id"),
+        ({"do": "command"}, "unknown-command-id"),
+        ({"do": "reload-module"}, "bad-module-name"),
+        ({"do": "reload-module", "module": ["x"]}, "bad-module-name"),
+    ],
+)
+async def test_restart_requests_that_cannot_be_obeyed(
+    place: Place, server: Server, request_: dict[str, object], code: str
+) -> None:
+    await place.start()
+    await server.connection()
+    answer = await place.ask({"v": 1, **request_})
+    assert answer["error"]["code"] == code
+    assert not list(place.layout.commands.glob("*.json"))
+    assert (await place.ask({"v": 1, "do": "health"}))["ok"] is True
+
+
+async def test_a_restart_is_a_command_with_the_users_name_on_it(place: Place, server: Server) -> None:
+    await place.start()
+    await server.connection()
+    assert await place.ask({"v": 1, "do": "modules"}) == {"ok": True, "modules": []}
+    ordered = await place.ask({"v": 1, "do": "restart", "modules": [], "agent": False, "within_s": 5})
+    async with asyncio.timeout(10):
+        while True:
+            status = await place.ask({"v": 1, "do": "command", "id": ordered["id"]})
+            if status["status"] not in ("pending", "in-progress"):
+                break
+            await asyncio.sleep(0.02)
+    assert (status["ok"], status["status"], status["modules"]) == (True, "success", {})
+    assert (status["type"], status["origin"]) == ("restart-module", f"local:{os.geteuid()}")
+    missing = await place.ask({"v": 1, "do": "restart", "modules": ["moon"]})
+    async with asyncio.timeout(10):
+        while (status := await place.ask({"v": 1, "do": "command", "id": missing["id"]}))[
+            "status"
+        ] != "failure":
+            await asyncio.sleep(0.02)
+    assert status["code"] == "unknown-module"
+
+
 async def test_a_bad_line_keeps_the_connection(place: Place, server: Server) -> None:
     await place.start()
     await server.connection()

@@ -222,6 +222,21 @@ async def test_waits_between_falls_grow(world: World) -> None:
     assert gaps[2] >= 0.9
 
 
+async def test_a_restart_that_was_asked_for_forgives_earlier_falls(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    world.add(module("a"), fall_s=0.0, exit=1)
+    async with world.running() as supervisor:
+        await world.until(lambda: "next try in 1.0 s" in caplog.text)  # the third
+        world.act("a")
+        assert await supervisor.restart(["a"], 30.0, "x") == {"a": "running"}
+        caplog.clear()
+        os.kill(supervisor.pids()["a"], signal.SIGKILL)
+        await world.until(lambda: "next try in" in caplog.text)
+        assert "next try in 0.5 s" in caplog.text
+
+
 async def test_never_ready_is_killed_and_failed(world: World) -> None:
     world.add(module("a", ready_s=0.3), start_s=60)
     async with world.running() as supervisor:
@@ -327,16 +342,21 @@ async def test_a_moved_link_replaces_the_module_and_an_absent_one_ends_it(world:
 
 async def test_a_process_of_a_dead_agent_is_ended_first(world: World) -> None:
     world.add(module("a", stop_s=0.5))
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    code = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork()\n"
+        "if child: print(child, flush=True)\n"
+        "time.sleep(60)"
+    )
     strays = [
         subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", code], start_new_session=True, stdout=subprocess.PIPE
         )
         for _ in range(2)
     ]
+    children: list[int] = []
     for stray, name in zip(strays, ("a", "retired"), strict=True):
         assert stray.stdout is not None
-        stray.stdout.readline()
+        children.append(int(stray.stdout.readline()))
         path = world.layout.module(name).process
         path.parent.mkdir(parents=True, exist_ok=True)
         clock = Clock()
@@ -348,6 +368,8 @@ async def test_a_process_of_a_dead_agent_is_ended_first(world: World) -> None:
         assert strays[0].poll() == -signal.SIGKILL  # before the new one was started
         await world.until(lambda: not world.layout.module("retired").process.exists())
         assert strays[1].poll() == -signal.SIGKILL
+        for child in children:
+            await gone(child)
 
 
 async def test_a_stranger_with_a_recorded_number_is_left_alone(world: World) -> None:
@@ -437,10 +459,12 @@ async def test_open_questions_are_answered_before_all_is_stopped(world: World) -
     world.add(module("a"))
     async with world.running() as supervisor:
         await world.all_ok()
+        os.kill(supervisor.pids()["a"], signal.SIGKILL)
+        await world.until(lambda: supervisor.states()["a"] == "failed")
         questions = [asyncio.create_task(world.asked("a", sleep=0.2)) for _ in range(3)]
         await asyncio.sleep(0)
-        assert await supervisor.stop_all(10.0, "x") == {"a": "stopped"}
-        assert [(await question)["starts"] for question in questions] == [1, 1, 1]
+        assert await supervisor.stop_all(20.0, "x") == {"a": "stopped"}
+        assert [(await question)["starts"] for question in questions] == [2, 2, 2]
         with pytest.raises(ReleaseError) as caught:
             await world.asked("a")
         assert caught.value.code == "interrupted"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from instar.core.errors import InstarError
+from instar.core.errors import InstarError, MachineError
 
 DESCRIPTION = """\
 The lab of Instar: real servers and nodes on this machine, in folders that are gone afterwards.
@@ -34,6 +34,13 @@ its own TLS connection, says hello, answers pings and jobs, and comes back when 
 BUILD = """\
 Builds the node program instar.pyz: the same source gives the same bytes. With --variant it is broken
 on purpose, for tests."""
+
+MODULES = """\
+Compiles and packs modules from their folders, ready for 'instarctl release add'. A module whose compiler is
+not installed is passed over, with a line on stderr that says what to install; the status is then 4, or 0
+with --skip-missing. A native module is packed for this machine alone.
+
+  instar-lab modules modules/* --out dist/modules"""
 
 INTERRUPTED = 130
 
@@ -88,6 +95,16 @@ def parser() -> argparse.ArgumentParser:
         "--variant", default="", metavar="NAME", help="how it is broken; 'list' tells the names"
     )
     made.set_defaults(play=play_build)
+
+    packed = commands.add_parser(
+        "modules", help="archives of modules", description=MODULES, formatter_class=style
+    )
+    packed.add_argument("source", nargs="+", type=Path, metavar="FOLDER", help="folders with a module.toml")
+    packed.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the archives go")
+    packed.add_argument(
+        "--skip-missing", action="store_true", help="a compiler that is not installed is no error"
+    )
+    packed.set_defaults(play=play_modules)
     return top
 
 
@@ -136,6 +153,17 @@ def play_build(options: argparse.Namespace) -> int:
     )
     build.write(program, options.out)
     print(f"{options.out}: version {program.version}, {len(program.data):,} bytes, digest {program.digest}")
+    return 0
+
+
+def play_modules(options: argparse.Namespace) -> int:
+    from instar_lab import modules
+
+    passed_over = modules.pack_all(options.source, options.out, print)
+    for name, error in passed_over.items():
+        print(f"instar-lab: passed over {name}: {error.text}", file=sys.stderr)
+    if passed_over and not options.skip_missing:
+        return MachineError.exit_status
     return 0
 
 

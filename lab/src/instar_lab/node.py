@@ -15,6 +15,8 @@ from instar.trust.program import program_digest
 from instar_lab import machine
 
 COMMAND_S = 60.0
+# Nodes of one machine would compete for the one default port, and the others would log that it is taken.
+NO_WAKE_PORT = "\n[wake]\nport = 0\n"
 LONGEST_STATE = 80  # bytes: a Unix socket's address has 107, and the sockets lie below the state folder
 
 
@@ -53,11 +55,11 @@ class Node:
     def install(self, program: Path, settings: str = "", start: bool = True) -> None:
         """Install `program`, which holds its configuration, and start it. Raises MachineError.
 
-        `settings` are written to config.toml between the two.
+        `settings` are written to config.toml between the two. Without a [wake] in them there is no wake-up port.
         """
         self._run(program, ["install", "--state", str(self.state), "--service", "none", "--no-start"])
-        if settings:
-            self.layout.config.write_text(settings)
+        quiet = "" if "[wake]" in settings else NO_WAKE_PORT
+        self.layout.config.write_text(f"{settings}{quiet}")
         if start:
             self.cli("start")
 

@@ -10,7 +10,8 @@ from typing import Any
 
 @dataclass(slots=True)
 class StepReport:
-    """`outcome` is installed, updated, refused (never activated), reverted (activated and undone) or wrong.
+    """`outcome` is installed, updated, refused (never activated), reverted (activated and undone), answered,
+    restarted or wrong. `wanted`: a version of the node program, or a module and its version.
 
     `nodes` maps a node's id to the program digest that its agent runs, read from /proc.
     """

@@ -6,15 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from instar.core.errors import InstarError, MachineError
-from instar.host.layout import LINES
+from instar.core.errors import InstarError
 from instar_lab import machine
+from instar_lab.demo.checks import WrongEnd, check_processes
 from instar_lab.demo.report import Report, StepReport
-from instar_lab.demo.script import GOOD, STEPS, Step
+from instar_lab.demo.script import ACTS, GOOD, GROUP, STEPS, Act, Step
 from instar_lab.demo.view import Row, View
+from instar_lab.demo.work import Work
 from instar_lab.fleet import Fleet
 from instar_lab.node import Node
 from instar_lab.program import build, variants
@@ -22,7 +24,8 @@ from instar_lab.server import NodeSeen
 
 STEP_S = 60.0  # the longest that any step may take
 SETTLED_S = 1.5  # how long a node must stay as it should be before it is believed
-GROUP = "default"
+
+STEPS_IN_ALL = len(STEPS) + len(ACTS)
 
 # So that seven releases fit into a minute and a half. Nothing else differs from a real node.
 SETTINGS = """\
@@ -39,10 +42,6 @@ within_s = 5.0
 retry_floor_s = 0.3
 retry_cap_s = 2.0
 """
-
-
-class WrongEnd(MachineError):
-    """A node is not where the script says that it must be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +76,53 @@ class Demo:
 
     def run(self) -> Report:
         """Play all steps. A step that ends wrong is reported, and the later ones are still played."""
-        for number, step in enumerate(STEPS, 1):
-            self.view.headline(f"[{number}/{len(STEPS)}] {step.name}: {step.version} — {step.story}")
-            entry = StepReport(step.name, step.version)
-            self.report.steps.append(entry)
-            at = time.monotonic()
-            try:
-                self._play(step, entry)
-                took = time.monotonic() - at
-                self.view.say(
-                    f"  ✓ {step.version} {step.name}: {self._sum_up(entry)} ({took:.1f} s)", "green"
-                )
-            except InstarError as error:
-                entry.outcome, entry.reason = "wrong", error.text
-                self.view.say(f"  ✗ {step.version} {step.name}: {error.text}", "bold red")
-                self.view.say(self.fleet.logs(), "dim")
-                if step.moves:
-                    break  # nothing after this can be right
-            entry.nodes = self._agents()
+        for step in STEPS:
+            entry = self._entry(step.name, step.version, step.story)
+            self._play(entry, f"{step.version} {step.name}", partial(self._step, step, entry))
+            if entry.outcome == "wrong" and step.moves:
+                break  # nothing after this can be right
+        else:
+            self._work()
         self.report.seconds = time.monotonic() - self.began
-        self.report.ok = len(self.report.steps) == len(STEPS) and all(
+        self.report.ok = len(self.report.steps) == STEPS_IN_ALL and all(
             entry.outcome != "wrong" for entry in self.report.steps
         )
         return self.report
 
+    def _work(self) -> None:
+        """Play what is done with modules."""
+        work = Work(self.fleet, self.programs[GOOD], self._wait_for_events)
+        for act in ACTS:
+            entry = self._entry(act.name, act.wanted, act.story)
+
+            def play(act: Act = act, entry: StepReport = entry) -> str:
+                entry.reason, entry.outcome = work.acts[act.name](), act.outcome
+                return entry.reason
+
+            self._play(entry, act.wanted, play)
+
+    def _entry(self, name: str, wanted: str, story: str) -> StepReport:
+        """The next step, announced."""
+        entry = StepReport(name, wanted)
+        self.report.steps.append(entry)
+        self.view.headline(f"[{len(self.report.steps)}/{STEPS_IN_ALL}] {name}: {wanted} — {story}")
+        return entry
+
+    def _play(self, entry: StepReport, what: str, play: Callable[[], str]) -> None:
+        """`play` returns what came of it in a line. Failing, the step is wrong, with the logs' ends to look at."""
+        at = time.monotonic()
+        try:
+            came = play()
+            self.view.say(f"  ✓ {what}: {came} ({time.monotonic() - at:.1f} s)", "green")
+        except InstarError as error:
+            entry.outcome, entry.reason = "wrong", one_line(error.text)
+            self.view.say(f"  ✗ {what}: {error.text}", "bold red")
+            self.view.say(self.fleet.logs(), "dim")
+        entry.nodes = self._agents()
+
     # --- one step
 
-    def _play(self, step: Step, entry: StepReport) -> None:
+    def _step(self, step: Step, entry: StepReport) -> str:
         program = self._build(step)
         archive = self.fleet.server.publish(program)
         if step.altered:
@@ -126,6 +145,7 @@ class Demo:
             entry.reason = self._why(step)
             entry.outcome = "reverted" if self._was_on_trial(step) else "refused"
         self._check(step, entry)
+        return self._sum_up(entry)
 
     def _build(self, step: Step) -> build.Program:
         made = variants.variant(step.variant, step.version) if step.variant else build.build(step.version)
@@ -147,6 +167,10 @@ class Demo:
             return since[-1] - since[0] >= SETTLED_S
 
         machine.wait_for(look, what, STEP_S, self._what_is_there, every_s=0.2)
+
+    def _wait_for_events(self, arrived: Callable[[list[dict[str, Any]]], bool], what: str) -> None:
+        """The same by the nodes' histories alone."""
+        self._wait_all(lambda glimpse: arrived(glimpse.events), what)
 
     def _glimpses(self) -> list[Glimpse]:
         """What the server knows now of each node that has enrolled."""
@@ -231,19 +255,6 @@ class Demo:
     def _what_is_there(self) -> str:
         rows = map(self._row, self._glimpses())
         return "; ".join(f"{r.node} {r.state} agent {r.agent} updater {r.updater}: {r.doing}" for r in rows)
-
-
-def check_processes(node: Node, expected: build.Program) -> None:
-    """Exactly one process for each role, each running the expected bytes from its own line's folder."""
-    running = {item.role: item for item in node.running()}
-    if len(node.running()) != len(LINES) or set(running) != set(LINES):
-        roles = ", ".join(f"{item.role} ({item.pid})" for item in node.running()) or "none"
-        raise WrongEnd("wrong-processes", f"{node.id}: expected one agent and one updater, got {roles}")
-    for role, item in running.items():
-        folder = node.layout.line(role).releases / expected.release
-        if item.digest != expected.digest or item.program.parent.resolve() != folder.resolve():
-            text = f"{node.id}: expected its {role} to run {folder.name}, got {item.program}"
-            raise WrongEnd("wrong-release", text)
 
 
 def describe(event: dict[str, Any]) -> str:

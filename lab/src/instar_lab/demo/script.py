@@ -1,4 +1,5 @@
-"""What the demo does, as data: seven releases, what is wrong with five of them, what must come of each."""
+"""What the demo does, as data: seven releases, what is wrong with five of them, what must come of each; then
+what is done with modules on the nodes that came through it."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from instar.host.layout import LINES
 
 GOOD = "1.1.0"
 AGENT = ("agent",)
+GROUP = "default"
+ASKED, KEPT, VERSION = "interfaces.list", "file.integrity", "1.0.0"  # modules that need no compiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,4 +49,22 @@ STEPS = (
         lines=AGENT,
     ),
     Step("altered", "1.6.0", "a byte of it was changed after it was signed", altered=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Something that is done with modules, by the method of instar_lab.demo.work that has this name."""
+
+    name: str
+    wanted: str
+    story: str
+    outcome: str
+
+
+ACTS = (
+    Act("a new module", f"{ASKED} {VERSION}", "a job for all nodes; none has its module yet", "answered"),
+    Act("a service module", f"{KEPT} {VERSION}", "it comes with a trial of its own", "installed"),
+    Act("restart of a module", KEPT, "while jobs arrive", "restarted"),
+    Act("restart of the agent", "agent", "while jobs arrive", "restarted"),
 )

@@ -8,11 +8,9 @@ comes at a point of the recovery itself.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,34 +21,37 @@ from instar.host.layout import LINES, Layout
 from instar.host.line import Line
 from instar.host.records import read_quarantine
 from instar_lab import machine
-from instar_lab.kills.scenario import OLD, SCENARIOS, Point, Row, Scenario
+from instar_lab.kills import killing
+from instar_lab.kills.scenario import OLD, Point, Row, Scenario
 from instar_lab.node import Node
 from instar_lab.program import build, variants
-from instar_lab.program.wrappers.killed_at import FILE
 from instar_lab.server import LabServer
 
 AT_ONCE = 8
 KILLED_S = 30.0  # until the planned kill has happened
+SERVER_SETTINGS = "look_floor_s = 0.2\n"  # wishes follow each other quickly here
 SETTLED_S = 60.0  # until the node has come to rest by itself
 
 
 class Range:
-    """A server with the releases of all scenarios. Nodes are made below `folder`, one per run."""
+    """A server with the releases of `scenarios`. Nodes are made below `folder`, one per run."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, scenarios: Sequence[Scenario] = ()) -> None:
+        self.folder, self.scenarios = folder, scenarios
         self.server = LabServer(folder / "server")
         self.programs: dict[str, build.Program] = {}
 
     def open(self) -> None:
         self.server.create()
+        with self.server.layout.config.open("a") as file:
+            file.write(SERVER_SETTINGS)
         self.server.start()
         self.programs[OLD] = variants.variant("killed-at", OLD)
-        for scenario in SCENARIOS:
+        for scenario in self.scenarios:
             self.programs[scenario.version] = variants.variant(scenario.variant, scenario.version)
         for program in self.programs.values():
             self.server.publish(program)
-        for scenario in SCENARIOS:
+        for scenario in self.scenarios:
             self.server.want(scenario.version, scenario.lines, scenario.group)
             handed = self.folder / f"{scenario.name}.pyz"
             self.server.hand_out(self.programs[OLD], self.server.token(1000, scenario.group), handed)
@@ -65,19 +66,13 @@ class Range:
         """Every arrival at a named point in one undisturbed run, in order, repeated waits left out."""
         node = self._node(scenario, f"r-{scenario.name}")
         record = self.folder / f"record-{scenario.name}"
-        self._plan(node, [], record)
+        killing.plan(node, [], record)
         node.cli("start")
         fault = self._settle(node, scenario)
         node.end(1.0)
         if fault:
             raise MachineError("bad-recording", f"cannot record {scenario.name}: {fault}\n{node.logs()}")
-        counts: Counter[tuple[str, str]] = Counter()
-        found = []
-        for line in record.read_text().splitlines():
-            role, _, name = line.partition(" ")
-            counts[role, name] += 1
-            found.append(Point(role, name, counts[role, name]))
-        return found
+        return killing.recorded(record)
 
     # --- killing
 
@@ -93,15 +88,15 @@ class Range:
         node = self._node(scenario, f"k{number}")
         how, outcome, reached = "kept" if again is None else "started", "", True
         try:
-            self._plan(node, [point] if again is None else [point, again])
-            self._start(node)
+            killing.plan(node, [point] if again is None else [point, again])
+            killing.start(node)
             reached = self._killed(node, scenario, 1)
             if again is None and point.role == "keep":
-                self._start(node)  # nobody keeps the keeper; it adopts what lives on
+                killing.start(node)  # nobody keeps the keeper; it adopts what lives on
             if again is not None and reached:
-                self._boot(node)
+                killing.boot(node)
                 self._killed(node, scenario, 2)
-                self._boot(node)
+                killing.boot(node)
             fault = self._settle(node, scenario)
             outcome = self._outcome(node)
         except InstarError as error:
@@ -114,35 +109,16 @@ class Range:
             scenario.name, point, again, how, outcome, took, f"{fault}\n{logs}" if fault else "", reached
         )
 
-    def _boot(self, node: Node) -> None:
-        """Everything of the node ends at once, and it is started as after a boot."""
-        machine.end_all_naming(node.state, grace_s=0.0)
-        self._start(node)
-
-    def _start(self, node: Node) -> None:
-        """As `instar start`; whether the daemons stay up is another question here."""
-        with contextlib.suppress(MachineError):
-            node.cli("start")
-
     def _node(self, scenario: Scenario, name: str) -> Node:
         node = Node(self.folder / name)
         node.install(self.folder / f"{scenario.name}.pyz", scenario.settings, start=False)
         return node
 
-    def _plan(self, node: Node, kills: list[Point], record: Path | None = None) -> None:
-        plan: dict[str, object] = {
-            "kills": [{"role": k.role, "point": k.name, "count": k.count} for k in kills],
-        }
-        if record is not None:
-            plan["record"] = str(record)
-        (node.state / FILE).write_text(json.dumps(plan))
-
     def _killed(self, node: Node, scenario: Scenario, kills: int) -> bool:
         """Wait until that many planned kills have happened; False when the node came to its end without."""
-        marks = node.state / f"{FILE}.done"
         end = time.monotonic() + KILLED_S
         while time.monotonic() < end:
-            if marks.exists() and marks.stat().st_size >= kills:
+            if killing.happened(node) >= kills:
                 return True
             if done(node.layout, scenario):
                 return False

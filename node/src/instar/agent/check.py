@@ -20,6 +20,7 @@ from instar.agent.service import Starter, serve_request, tell
 from instar.agent.shelf import Module, Shelf
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.host.layout import Layout
+from instar.host.points import reach
 
 ANSWER_S = 10.0  # one request is held open for
 MOST_S = 600.0
@@ -83,6 +84,7 @@ class Checks:
             return _end(False, error.code, error.text, 0.0)
         except OSError as error:
             raise MachineError("cannot-run", f"cannot check {module.manifest.name}: {error}") from error
+        reach("check:begun")
         try:
             if not await run.ended(within_s):
                 run.kill("deadline")

@@ -113,6 +113,7 @@ class Commands:
         entry = next((e for e in self._open if e.command.id == command_id), None)
         if entry is not None and _ended(entry):
             self._store.set_done(entry)
+            reach("command:acked")
             self._open.remove(entry)
             self._done.append(entry)
             self._trim(self._done, self._done)
@@ -222,6 +223,7 @@ class Commands:
         words = f"{status.status} {status.text}".strip()
         log.log(level, "restart of %s, asked by %s (%s): %s", what, who, entry.command.id, words)
         self._around.send(status)
+        reach("command:sent")
         self._trim(self._open, [e for e in self._open if _ended(e)])
 
     # --- what is known

@@ -302,6 +302,8 @@ class Jobs:
             raise
         finally:
             del lane.running[job.id]
+        if lane is self._durable:
+            reach("job:ran")
         self._keep(lane, result)
         log.info("job %s (%s): %s", job.id, job.module, "ok" if result.ok else result.reason)
         self._begin(lane)
@@ -366,6 +368,8 @@ class Jobs:
         except MachineError as error:
             log.error("the result of job %s is not on the disk: %s", result.id, error)
         self._send(result)
+        if lane is self._durable:
+            reach("job:sent")
 
     def _repeat(self, lane: Lane, job_id: str) -> None:
         if not self._resend(lane, job_id) and lane is self._durable:

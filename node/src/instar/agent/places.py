@@ -18,6 +18,7 @@ from instar.host.processes import start_time
 
 GONE_WITHIN_S = 1.0  # for killed processes to leave a group
 POLL_S = 0.002
+REMOVE_AFTER_S = 0.01
 
 
 class Ending:
@@ -40,6 +41,13 @@ class GroupPlace:
     def put(self, pid: int) -> None:
         self._leaf.add(pid)
 
+    def entrance(self) -> int:
+        """A descriptor by which a runner comes in by itself, or -1."""
+        try:
+            return self._leaf.entrance()
+        except OSError:
+            return -1
+
     def kill(self) -> None:
         with contextlib.suppress(OSError):
             self._leaf.kill()
@@ -58,12 +66,22 @@ class GroupPlace:
         peak, out_of_memory = 0, False
         if self._leaf.limits_memory:
             peak, out_of_memory = self._leaf.peak(), self._leaf.out_of_memory()
-        end = asyncio.get_running_loop().time() + GONE_WITHIN_S
-        while not self._leaf.remove(0.0):  # kills, when somebody is still in it
-            if asyncio.get_running_loop().time() >= end:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GONE_WITHIN_S
+        while not self._is_empty():
+            self.kill()
+            if loop.time() >= end:
                 return Ending(peak, out_of_memory, clean=False)
             await asyncio.sleep(POLL_S)
+        # The kernel takes a millisecond for it, for which no result should wait.
+        loop.call_later(REMOVE_AFTER_S, self._leaf.remove, 0.0)
         return Ending(peak, out_of_memory)
+
+    def _is_empty(self) -> bool:
+        try:
+            return not self._leaf.populated()
+        except OSError:  # it was removed already
+            return True
 
 
 class MarkPlace:
@@ -78,6 +96,9 @@ class MarkPlace:
 
     def limit(self, memory: int, processes: int) -> None:
         """The runner's own rlimits must do."""
+
+    def entrance(self) -> int:
+        return -1  # it is put where it is
 
     def put(self, pid: int) -> None:
         self._pid, self._started = pid, start_time(pid)

@@ -231,6 +231,7 @@ class Resident:
             or not all(isinstance(name, str) for name in names)
             or not isinstance(agent, bool)
             or not isinstance(within_s, (int, float))
+            or isinstance(within_s, bool)
         ):
             text = "cannot restart: expected 'modules' a list of names, 'agent' true or false, 'within_s' seconds"
             raise InputError("bad-request", text)

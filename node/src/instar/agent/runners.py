@@ -1,8 +1,8 @@
 """Runner processes: warm or cold, each in a place of its own, none left behind.
 
 A warm one is forked by the fork server (warm.py), which is started at the first warm run and ended
-IDLE_S after the last. For SPARE_S after each run a spare child is kept: forked already and in its
-place, so that the next job waits for neither. Where the fork server cannot be had, runs start cold.
+IDLE_S after the last. For SPARE_S after each run a few spare children are kept: forked already and in their
+places, so that the next jobs wait for neither. Where the fork server cannot be had, runs start cold.
 Services always do: the end of a fork server would end what it has forked.
 
 Nothing is started, and little imported, before the first run.
@@ -11,8 +11,8 @@ Nothing is started, and little imported, before the first run.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from instar.host.cgroups import Groups
 
 IDLE_S = 60.0  # without a run; then the fork server ends
+SPARES = 3  # going into a cgroup takes a spare some 10 ms; so many jobs in that time wait for nothing
 SPARE_S = 20.0  # a runner waits 30 s for its first line
 REFILL_AFTER_S = 0.005  # for the result of the run before to be on its way
 FORK_WITHIN_S = 10.0  # for an answer of the fork server, its own start included
@@ -53,7 +54,8 @@ class Runners:
         self._number = 0
         self._server: ForkServer | None = None
         self._cold_until = 0.0
-        self._spare: Run | None = None
+        self._spares: list[Run] = []
+        self._refilling = 0
         self._spare_end: asyncio.TimerHandle | None = None
         self._runs: set[Run] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,17 +113,21 @@ class Runners:
         module = request.get("module", {})
         name = f"module-{module.get('name')}" if request.get("do") == "serve" else ""
         place = self._place(name)
-        ends = Ends()
+        ends, entrance = Ends(), place.entrance() if warm else -1
         try:
-            child: Child | None = await self._fork(ends) if warm else None
+            child: Child | None = await self._fork(ends, entrance) if warm else None
+            inside = child is not None and entrance >= 0
             if child is None:
                 child = start_cold(self._command, ends, cwd, str(module.get("name", "")))
         except BaseException:
             ends.close()
             await place.leave()
             raise
+        finally:
+            if entrance >= 0:
+                os.close(entrance)
         ends.given()
-        run = Run(child, ends, self._put(place, child.pid), self._over)
+        run = Run(child, ends, place if inside else self._put(place, child.pid), self._over)
         self._runs.add(run)
         return run
 
@@ -139,7 +145,7 @@ class Runners:
             place.put(pid)
         return place
 
-    async def _fork(self, ends: Ends) -> WarmChild | None:
+    async def _fork(self, ends: Ends, entrance: int) -> WarmChild | None:
         """A warm child, or None: then the run starts cold."""
         if time.monotonic() < self._cold_until or self._closed:
             return None
@@ -147,7 +153,7 @@ class Runners:
             if self._server is None or not self._server.alive:
                 await self._new_server()
             assert self._server is not None
-            return await _forked(self._server.fork(ends), self._fork_within_s)
+            return await _forked(self._server.fork(ends, entrance), self._fork_within_s)
         except OSError as error:  # TimeoutError is one
             if isinstance(error, BlockingIOError) and self.warm_pid:  # it lives, and cannot fork just now
                 log.warning("starting a runner cold: %s", error)
@@ -193,45 +199,46 @@ class Runners:
                 log.warning("no cgroups for runners: %s", error.strerror)
         return self._groups
 
-    # --- the spare, and the fork server's end
+    # --- the spares, and the fork server's end
 
     def _take_spare(self) -> Run | None:
-        run, self._spare = self._spare, None
-        if self._spare_end is not None:
-            self._spare_end.cancel()
-        if run is not None and run.over:
+        while self._spares:
+            run = self._spares.pop(0)
+            if not run.over:
+                return run
             self._later(_end(run))
-            return None
-        return run
+        return None
 
-    def _drop_spare(self) -> None:
-        run = self._take_spare()
-        if run is not None:
+    def _drop_spares(self) -> None:
+        spares, self._spares = self._spares, []
+        for run in spares:
             self._later(_end(run))
 
     async def _refill(self) -> None:
-        """A spare for the next run. Not while one is under way, which needs the processor more."""
+        """Spares for the next runs. Not before the result of the one before is on its way."""
         await asyncio.sleep(REFILL_AFTER_S)
-        if self._spare is not None or self._closed or not self.warm_pid:
-            return
-        with contextlib.suppress(OSError):
-            run = await self._new({}, Path("/"), warm=True)
-            if self._can_spare(run):
-                self._spare = run
-            else:
+        while len(self._spares) + self._refilling < SPARES and not self._closed and self.warm_pid:
+            self._refilling += 1
+            try:
+                run = await self._new({}, Path("/"), warm=True)
+            except OSError:
+                return
+            finally:
+                self._refilling -= 1
+            if not run.warm or self._closed:
                 await _end(run)
                 return
-            self._spare_end = asyncio.get_running_loop().call_later(SPARE_S, self._drop_spare)
-
-    def _can_spare(self, run: Run) -> bool:
-        return run.warm and self._spare is None and not self._closed
+            self._spares.append(run)
+        if self._spare_end is not None:
+            self._spare_end.cancel()
+        self._spare_end = asyncio.get_running_loop().call_later(SPARE_S, self._drop_spares)
 
     def _over(self, run: Run, gone: bool) -> None:
         self._runs.discard(run)
         if not gone:
             log.error("runner %d is still there after SIGKILL", run.pid)
             self._later(self._wait_for(run))
-        elif run.warm and run.used and self._spare is None and not self._closed:
+        elif run.warm and run.used and not self._closed:
             self._later(self._refill())
         self._rest_later()
 
@@ -243,17 +250,17 @@ class Runners:
             self._idle = loop.call_later(self._idle_s, self._rest)
 
     def _rest(self) -> None:
-        """The fork server is ended when only the spare is left of what it forked."""
-        if any(run.warm for run in self._runs if run is not self._spare):
+        """The fork server is ended when only spares are left of what it forked."""
+        if any(run.warm for run in self._runs if run not in self._spares):
             self._rest_later()
         else:
             self._later(self._end_server())
 
     async def _end_server(self) -> None:
-        spare = self._take_spare()
+        spares, self._spares = self._spares, []
         server, self._server = self._server, None
-        if spare is not None:
-            await _end(spare)
+        for run in spares:
+            await _end(run)
         if server is not None:
             await server.close()
 

@@ -25,6 +25,7 @@ from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.files import make_folder
 from instar.host.layout import ModuleLayout
+from instar.host.points import reach
 
 if TYPE_CHECKING:
     from instar.agent.shelf import Module
@@ -203,7 +204,9 @@ class Service:
         elif self.state not in (State.STARTING, State.RETRYING):  # too late while it was being made
             run.kill("late")
         try:
+            reach("service:spawned")
             self._record(run.pid)
+            reach("service:recorded")
             while not await run.ended(LOOK_S):
                 pass
             outcome = await run.outcome()

@@ -208,6 +208,7 @@ class DiskStore:
         for place in (self._outbox, self._running, self._inbox, self._unwritten):
             place.pop(job_id, None)
         self._done[job_id] = done
+        reach("job:acked")
         self._forget_old()
 
     def result(self, job_id: str) -> Result | None:

@@ -190,6 +190,7 @@ class Supervisor:
             log.info("module %s: %s -> %s", name, _version(old.module if old else None), _version(module))
             chosen = self._with_dependents([name] if old else [])
             await self._stop(chosen, end)
+            reach("reload:stopped")
             if old is not None:
                 old.retire()
                 del self._services[name]

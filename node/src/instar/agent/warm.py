@@ -1,6 +1,7 @@
 """The agent's end of the fork server: `instar.pyz runner --warm`, which has all imported that a runner needs.
 
-    agent        {"n": 7} with [the runner's end of its control line, the end of its stderr pipe]
+    agent        {"n": 7} with [the runner's end of its control line, the end of its stderr pipe] and, where
+                 it is to go into a cgroup before anything else, [a descriptor of its cgroup.procs]
     fork server  {"n": 7, "pid": 4711}   or, when it could not fork, {"n": 7, "error": "…"}
                  {"n": 7, "pid": 4711, "status": 0, "max_rss": bytes, "cpu_s": seconds}   once it was waited for
 
@@ -138,13 +139,15 @@ class ForkServer:
     def pid(self) -> int:
         return self._process.pid
 
-    def fork(self, ends: Ends) -> WarmChild:
-        """Ask for a child. Raises OSError when it cannot even be asked.
+    def fork(self, ends: Ends, entrance: int = -1) -> WarmChild:
+        """Ask for a child, which goes into the cgroup of `entrance` by itself. Raises OSError when it cannot
+        even be asked.
 
         `forked` of the child ends in BlockingIOError when the fork server lives, but cannot fork now.
         """
         self._next += 1
-        rights = struct.pack("2i", ends.line.fileno(), ends.stderr)
+        given = [ends.line.fileno(), ends.stderr, *([entrance] if entrance >= 0 else [])]
+        rights = struct.pack(f"{len(given)}i", *given)
         message = json.dumps({"n": self._next}).encode()
         self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         child = self._children[self._next] = WarmChild()

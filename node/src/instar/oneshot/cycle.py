@@ -15,6 +15,7 @@ from instar.core.errors import InputError, InstarError, MachineError
 from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.layout import Layout
+from instar.host.points import reach
 from instar.host.services import running
 
 USAGE = "usage: instar cycle agent --state DIR --command ID"
@@ -26,7 +27,9 @@ def cycle(layout: Layout, clock: Clock, asker: int) -> bool:
     process = processes.recorded(layout.process(ROLE))
     if process is not None and (process.pid != asker or not processes.alive(process, clock.boot_id())):
         return False
+    reach("cycle:begun")
     running(layout, clock).restart(ROLE)
+    reach("cycle:ended")
     return True
 
 

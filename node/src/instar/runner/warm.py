@@ -1,6 +1,6 @@
 """The fork server: an interpreter that has what modules need, and forks a runner when the agent says so.
 
-    agent   {"n": int} with two descriptors: the control line's end, and where errors go
+    agent   {"n": int} with descriptors: the control line's end, where errors go, and perhaps a cgroup.procs
     here    {"n", "pid"}, and once it has ended {"n", "pid", "status", "max_rss", "cpu_s"}
             {"n", "error"} when no process could be made
 
@@ -118,17 +118,17 @@ class _ForkServer:
         number = -1
         try:
             number = int(json.loads(raw)["n"])
-            control, errors = fds
+            control, errors, *entrance = fds
             pid = os.fork()
         except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
             self._say({"n": number, "error": f"cannot fork a runner: {error}"})
             return
         if pid == 0:
-            self._become_runner(control, errors)
+            self._become_runner(control, errors, entrance)
         self._numbers[pid] = number
         self._say({"n": number, "pid": pid})
 
-    def _become_runner(self, control: int, errors: int) -> NoReturn:
+    def _become_runner(self, control: int, errors: int, entrance: list[int]) -> NoReturn:
         """In the child: from here on as if started cold."""
         status = GONE
         try:
@@ -138,6 +138,8 @@ class _ForkServer:
             bounds.end_with_parent(signal.SIGKILL)
             if os.getppid() != self._pid:  # it ended before the kernel was asked
                 leave(GONE)
+            for cgroup in entrance:
+                os.write(cgroup, b"0")  # this process; it may take 20 ms, and nobody else waits meanwhile
             self._line.detach()
             announce = os.dup(self._told_write)  # it may have the place that another is to have
             for fd, place in ((control, CONTROL), (errors, 1), (errors, 2), (announce, ANNOUNCE)):
@@ -191,7 +193,7 @@ class _ForkServer:
 
 def _receive(line: socket.socket) -> tuple[bytes, list[int]]:
     """One message and the descriptors with it; b"" at the end."""
-    room = socket.CMSG_SPACE(2 * array.array("i").itemsize)
+    room = socket.CMSG_SPACE(3 * array.array("i").itemsize)
     raw, extra, _, _ = line.recvmsg(MOST_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, data in extra:

@@ -70,6 +70,7 @@ class ModuleRelease(LineTarget):
 
     def activate(self, progress: Progress, notes: Notes) -> Outcome:
         module_store.forget_retirement(self.layout, self.kit.disk)  # a half done one must not undo this
+        reach("activate:wanted")
         return super().activate(progress, notes)
 
     def watch(self, progress: Progress, notes: Notes) -> Outcome:

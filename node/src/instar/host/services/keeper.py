@@ -15,6 +15,7 @@ from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.interpreter import command
 from instar.host.layout import LINES, Layout
+from instar.host.points import reach
 from instar.host.services.base import Manager, RoleLockProbe
 
 KEEPER_UP_S = 3.0
@@ -32,6 +33,7 @@ class ByHand(Manager):
 
     def restart(self, role: str) -> None:
         self.end(self.recorded(role))
+        reach("restart:ended")
         self.start(role)
 
     def stop(self, role: str) -> None:

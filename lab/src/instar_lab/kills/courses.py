@@ -1,0 +1,379 @@
+"""What a ward goes through while it is killed: a service module's way, restarts, jobs.
+
+A course is made for each row. It brings the ward to where it begins, sets one thing going, says when that has
+come to its end, and then what is not as it must be.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instar.core.errors import InstarError
+from instar.core.journal import Progress
+from instar_lab import machine
+from instar_lab.kills import killing
+from instar_lab.kills.modules import BAD, BETTER, GOOD, MARK, MEMORY, marks
+from instar_lab.kills.ward import ANSWER_S, FINAL, Ward, gone
+
+BEGUN_S = 20.0
+WITHIN_S = 10.0  # of a restart
+
+
+class Course:
+    """`about` is for the table's heading."""
+
+    name = about = ""
+
+    def __init__(self, ward: Ward) -> None:
+        self.ward = ward
+
+    def prepare(self) -> None:
+        """Bring the ward to where it begins; nothing is killed meanwhile. Raises InstarError."""
+
+    def begin(self) -> None:
+        """Set it going."""
+        raise NotImplementedError
+
+    def ended(self) -> bool:
+        """Whether it came to an end, so far as can be seen now."""
+        raise NotImplementedError
+
+    def fault(self) -> str:
+        """What is wrong now that it has ended; '' for nothing. Asked again for a while."""
+        return ""
+
+    def last(self) -> str:
+        """What is wrong for good, asked once at the very end."""
+        return self.ward.remembers() if self.ward.memory.current() else ""
+
+    def outcome(self) -> str:
+        raise NotImplementedError
+
+    def runs(self, version: str) -> None:
+        """See that the service module runs, in any good version if none is named ('')."""
+        has = version_of(self.ward.memory.current())
+        if has in ((GOOD, BETTER) if not version else (version,)):
+            return
+        self.ward.want(version or GOOD)
+        machine.wait_for(
+            lambda: version_of(self.ward.memory.current()) == (version or GOOD) and not self.ward.fault(),
+            f"{MEMORY} {version or GOOD}", BEGUN_S, lambda: f"{self.ward.fault()}\n{self.ward.node.logs(40)}", 0.03,
+        )  # fmt: skip
+
+
+# --- the module's line
+
+
+class Line(Course):
+    """One wish, and the transaction that comes of it."""
+
+    def __init__(self, ward: Ward) -> None:
+        super().__init__(ward)
+        self._before: list[str] = []
+        self._origin = ""
+
+    def wish(self) -> str:
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        self._before = [progress.begin.tx for progress in self.ward.journal()]
+        self._origin = self.ward.memory.current()
+        self.ward.want(self.wish())
+
+    def mine(self) -> list[Progress]:
+        return [progress for progress in self.ward.journal() if progress.begin.tx not in self._before]
+
+    def ended(self) -> bool:
+        mine = self.mine()
+        return bool(mine) and mine[-1].finished
+
+    def fault(self) -> str:
+        now = version_of(self.ward.memory.current())
+        return "" if now == self.wish() else f"{now or 'nothing'} runs, {self.wish()} is wanted"
+
+    def outcome(self) -> str:
+        ends = [p.state.value + (f" ({p.reason.code})" if p.reason else "") for p in self.mine()]
+        return f"{version_of(self.ward.memory.current()) or 'none'} runs; {', '.join(ends) or 'retired'}"
+
+
+class Install(Line):
+    name, about = "module-install", f"a service module, that the node has not, to {GOOD}"
+
+    def prepare(self) -> None:
+        if self.ward.memory.current():
+            self.ward.want("")
+            machine.wait_for(
+                lambda: not self.ward.memory.current() and not self.ward.fault(), "no module", BEGUN_S,
+                self.ward.fault, 0.03,
+            )  # fmt: skip
+        for release in self.ward.memory.names():  # as a node that never had it: all is fetched
+            self.ward.memory.remove_release(release)
+
+    def wish(self) -> str:
+        return GOOD
+
+
+class Update(Line):
+    name, about = "module-update", f"a service module from {GOOD} to {BETTER}, or back"
+
+    def prepare(self) -> None:
+        self.runs("")
+        self._to = {GOOD: BETTER, BETTER: GOOD}[version_of(self.ward.memory.current())]
+        for release in self.ward.memory.names():
+            if version_of(release) == self._to:
+                gone(self.ward.memory.layout.previous) if release == self.ward.memory.previous() else None
+                self.ward.memory.remove_release(release)
+
+    def wish(self) -> str:
+        return self._to
+
+
+class Worse(Line):
+    name, about = "module-bad", f"a service module to {BAD}, which falls once it runs"
+
+    def prepare(self) -> None:
+        self.runs("")
+
+    def wish(self) -> str:
+        return BAD
+
+    def fault(self) -> str:
+        now = self.ward.memory.current()
+        return "" if now == self._origin else f"{now or 'nothing'} runs, it was {self._origin}"
+
+
+class Retire(Line):
+    name, about = "module-retire", "a service module that nobody wants any more"
+
+    def prepare(self) -> None:
+        self.runs("")
+
+    def wish(self) -> str:
+        return ""
+
+    def ended(self) -> bool:
+        return not self.ward.memory.current()
+
+
+# --- restarts
+
+
+class Restart(Course):
+    """Ordered by the server, or on the node."""
+
+    modules: tuple[str, ...] = ()
+    agent = local = False
+
+    def __init__(self, ward: Ward) -> None:
+        super().__init__(ward)
+        self._order = self._id = ""
+        self._known: set[str] = set()
+        self._pids: dict[str, int] = {}
+        self._end: dict[str, Any] = {}
+
+    def prepare(self) -> None:
+        self.runs("")
+
+    def begin(self) -> None:
+        self._pids, self._known = self._processes(), self._commands()
+        wanted = {"modules": list(self.modules), "agent": self.agent, "within_s": WITHIN_S}
+        if not self.local:
+            self._order = self.ward.order("/restarts", **wanted)
+            return
+        try:
+            self._id = self.ward.said("agent", "restart", **wanted)["id"]
+        except InstarError:
+            return  # killed before it could answer: whether it was asked is seen on the disk
+
+    def ended(self) -> bool:
+        return bool(self._status())
+
+    def fault(self) -> str:
+        status = self._status()
+        if not status:
+            return f"the command {self._id} has not ended"
+        if self._end and status != self._end:
+            return f"it had ended as {self._end}, now it is {status}"
+        self._end = status
+        if status["how"] != "success":
+            return f"it ended as {status}"
+        now = self._processes()
+        same = sorted(name for name in self._pids if now.get(name) == self._pids[name])
+        if not self.agent:
+            same = [name for name in same if name != "agent"]
+        return f"it ended well, and {same} was not restarted" if same else ""
+
+    def last(self) -> str:
+        told = self.ward.told(self._id)
+        if told != 1:
+            return f"the server's history has {told} ends of {self._id}"
+        return super().last()
+
+    def outcome(self) -> str:
+        return str(self._status().get("how") or "no end") + " " + str(self._status().get("code", ""))
+
+    def _status(self) -> dict[str, Any]:
+        """How it ended, {} while it has not: by the server's row, or its history and the node's own word."""
+        if self._order:
+            row = self.ward.row(self._order)
+            self._id = row["id"]
+            how = "success" if row["ok"] else "failure"
+            final = {"how": how, "code": row["code"], "state": row["state"], "ended": row["ended_at"]}
+            return final if row["state"] in FINAL else {}
+        if not self._id:
+            new = self._commands() - self._known
+            self._id = next(iter(new), "")
+        if not self._id or not self.ward.told(self._id):
+            return {}
+        said = self.ward.said("agent", "command", id=self._id)
+        how = str(said["status"])
+        final = {"how": how, "code": said["code"], "ended": said["ended"]}
+        return final if how in ("success", "failure", "timeout") else {}
+
+    def _commands(self) -> set[str]:
+        """The ids of all commands that the node has on its disk."""
+        return {
+            path.name.split(".", 1)[1].removesuffix(".json")
+            for path in self.ward.layout.commands.rglob("*.json")
+        }
+
+    def _processes(self) -> dict[str, int]:
+        pids = dict(self.ward.said("agent", "health")["pids"])
+        return {**pids, "agent": self.ward.node.pid("agent") or 0}
+
+
+class RestartModule(Restart):
+    name, about = "restart-module", "a restart of a module, ordered by the server"
+    modules = (MEMORY,)
+
+
+class RestartAgent(Restart):
+    name, about = "restart-agent", "a restart of the agent and its modules, ordered by the server"
+    agent = True
+
+
+class LocalModule(Restart):
+    name, about = "local-restart-module", "a restart of a module, ordered on the node"
+    modules, local = (MEMORY,), True
+
+
+class LocalAgent(Restart):
+    name, about = "local-restart-agent", "a restart of the agent and its modules, ordered on the node"
+    agent = local = True
+
+
+# --- jobs
+
+
+class Job(Course):
+    """A job that leaves a line in a file."""
+
+    name, about = "job", "a job whose module the node has"
+    seconds = 0.3
+
+    def __init__(self, ward: Ward) -> None:
+        super().__init__(ward)
+        self._order, self._n = "", 0
+        self._end: dict[str, Any] = {}
+
+    def prepare(self) -> None:
+        place = self.ward.layout.module(MARK).releases
+        if not place.exists() or not list(place.iterdir()):
+            self.ward.ended(self.order(0, 0.0))
+
+    def order(self, n: int, seconds: float) -> str:
+        args = {"file": str(self.ward.marks), "n": n, "seconds": seconds}
+        return self.ward.order("/jobs", module=MARK, args=args)
+
+    def begin(self) -> None:
+        self._n = self.ward.number()
+        self._order = self.order(self._n, self.seconds)
+
+    def ended(self) -> bool:
+        return self.ward.row(self._order)["state"] in FINAL
+
+    def fault(self) -> str:
+        row = self.ward.row(self._order)
+        end = {name: row[name] for name in ("state", "ok", "code", "ended_at")}
+        if self._end and end != self._end:
+            return f"it had ended as {self._end}, now it is {end}"
+        if row["state"] not in FINAL:
+            return f"the job is {row['state']}"
+        self._end = end
+        return self.effect(row)
+
+    def effect(self, row: dict[str, Any]) -> str:
+        count = marks(self.ward.marks, self._n)
+        if count > 1 or (row["ok"] and count != 1):
+            return f"the job ran {count} times, its row says {row['state']}"
+        return ""
+
+    def last(self) -> str:
+        return ""
+
+    def outcome(self) -> str:
+        row = self.ward.row(self._order)
+        return f"{row['state']} {row['code']}".strip() + f", ran {marks(self.ward.marks, self._n)} times"
+
+
+class Fetched(Job):
+    name, about = "job-fetch", "a job whose module is fetched first"
+    seconds = 0.0
+
+    def prepare(self) -> None:
+        gone(self.ward.layout.module(MARK).folder)
+
+
+class Cancelled(Job):
+    name, about = "job-cancel", "a job that is cancelled while it runs"
+    seconds = 5.0
+
+    def begin(self) -> None:
+        super().begin()
+        node = self.ward.node  # a kill may come first; then what is left of it is cancelled
+        machine.wait_for(
+            lambda: marks(self.ward.marks, self._n) or killing.happened(node) or self.ended(),
+            "a job that runs", BEGUN_S, every_s=0.02,
+        )  # fmt: skip
+        self.ward.client.post(f"/jobs/{self._order}/cancel", {})
+
+
+class Asked(Job):
+    name, about = "job-ask", "a job that asks a service module"
+
+    def prepare(self) -> None:
+        self.runs("")
+
+    def begin(self) -> None:
+        self._order = self.ward.order("/jobs", module=MEMORY, args={"add": 1000, "seconds": self.seconds})
+
+    def effect(self, row: dict[str, Any]) -> str:
+        return ""
+
+    def last(self) -> str:
+        """The effect is in the module's sum: once, or not at all when the row does not say ok."""
+        row = self.ward.row(self._order)
+        found = self.ward.ended(self.ward.order("/jobs", module=MEMORY, args={}, wait_s=ANSWER_S))
+        if not found["ok"]:
+            return f"the module does not answer: {found['code']}: {found['text']}"
+        added = found["reply"]["sum"] - self.ward.sum
+        self.ward.sum = found["reply"]["sum"]
+        if added not in ((1000,) if row["ok"] else (0, 1000)):
+            return f"the question added {added}, its row says {row['state']}"
+        return ""
+
+    def outcome(self) -> str:
+        row = self.ward.row(self._order)
+        return f"{row['state']} {row['code']}".strip()
+
+
+COURSES: tuple[type[Course], ...] = (
+    Install, Update, Worse, Retire,
+    RestartModule, RestartAgent, LocalModule, LocalAgent,
+    Job, Fetched, Cancelled, Asked,
+)  # fmt: skip
+
+
+def version_of(release: str) -> str:
+    """'' for no release."""
+    return release.rpartition("-")[0]
