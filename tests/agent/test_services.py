@@ -142,6 +142,7 @@ async def test_one_and_all_are_restarted_from_the_command_line(place: Place, ser
     after = await rows(place)
     assert [after[n]["pid"] == before[n]["pid"] for n in ("low", "high", "other")] == [True, True, False]
     assert kept(place, "other")["stopped"] == 1
+    assert after["other"]["restarts"] == 0
     status, out, _ = await cli(place, "restart", "--module", "low", "--json")
     answer = json.loads(out)
     assert (status, answer["status"], answer["origin"]) == (0, "success", f"local:{os.geteuid()}")
@@ -155,6 +156,7 @@ async def test_one_and_all_are_restarted_from_the_command_line(place: Place, ser
     assert status == 2
     assert "(unknown-module)" in err
     assert agent.said().count(f"asked by local:{os.geteuid()}, ended after") == 2
+    assert "-> failed" not in agent.said()
 
 
 async def test_the_servers_restart_is_told_until_it_is_acknowledged(place: Place, server: Server) -> None:

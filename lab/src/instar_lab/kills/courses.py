@@ -290,14 +290,16 @@ class Job(Course):
         self._order = self.order(self._n, self.seconds)
 
     def ended(self) -> bool:
-        return self.ward.row(self._order)["state"] in FINAL
+        """By the node's own word: what the server concludes before it has that may give way to it."""
+        row = self.ward.row(self._order)
+        return row["state"] in FINAL and row["ok"] is not None
 
     def fault(self) -> str:
         row = self.ward.row(self._order)
         end = {name: row[name] for name in ("state", "ok", "code", "ended_at")}
         if self._end and end != self._end:
             return f"it had ended as {self._end}, now it is {end}"
-        if row["state"] not in FINAL:
+        if not self.ended():
             return f"the job is {row['state']}"
         self._end = end
         return self.effect(row)

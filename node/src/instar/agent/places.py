@@ -73,8 +73,11 @@ class GroupPlace:
             if loop.time() >= end:
                 return Ending(peak, out_of_memory, clean=False)
             await asyncio.sleep(POLL_S)
-        # The kernel takes a millisecond for it, for which no result should wait.
-        loop.call_later(REMOVE_AFTER_S, self._leaf.remove, 0.0)
+        if self._leaf.of_one_run:
+            # The kernel takes a millisecond for it, for which no result should wait.
+            loop.call_later(REMOVE_AFTER_S, self._leaf.remove, 0.0)
+        else:  # the module's next process may be in a leaf of this name by then
+            self._leaf.remove(0.0)
         return Ending(peak, out_of_memory)
 
     def _is_empty(self) -> bool:

@@ -37,6 +37,7 @@ class Leaf:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.of_one_run = folder.name.startswith("job-")  # else its name is used again
         self.limits_memory = (folder / "memory.max").exists()
         self.limits_processes = (folder / "pids.max").exists()
 
@@ -273,7 +274,7 @@ def _leaves(folder: Path) -> list[Path]:
 def _end_runs(folder: Path) -> None:
     """Runs of an agent that is gone are killed; its services end by themselves, or by the next agent's hand."""
     for part in _leaves(folder):
-        if part.name.startswith("job-"):
+        if Leaf(part).of_one_run:
             Leaf(part).remove()
         else:
             with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from typing import Any, NoReturn
 
 from instar.runner import bounds, python
@@ -61,6 +62,9 @@ def _warm_up() -> None:
     request = parse(json.loads(encode(message)), "0")
     encode_reply({"name": request.module.name, "parts": [1, 2.0, None, True, {"text": "x"}]})
     compile("def run(args, context):\n    return {}\n", "x", "exec")
+    native = sys.modules.get("instar.runner.native")  # not where this Python has no ctypes
+    if native is not None:
+        native.warm_up()
 
 
 def _preload() -> None:
