@@ -19,7 +19,7 @@ help: ## Show this list
 setup: ## Make .venv with the locked packages (done by every other target when needed)
 	@tools/setup.sh
 
-demo: setup ## Real server, real agents, seven releases, five of them bad; ARGS="--nodes 5 --report FILE"
+demo: setup ## Real server, real agents, seven releases, five of them bad, jobs, restarts; ARGS="--nodes 5 --report FILE"
 	@$(BIN)/instar-lab demo $(ARGS)
 
 test: lint types imports check ## All quick checks: ruff, mypy, import rules, pytest

@@ -1,12 +1,15 @@
-"""docs/releases.md, run just as it stands: a reader who copies its lines gets a fleet."""
+"""docs/releases.md and docs/operating.md, run just as they stand: a reader who copies the lines gets a fleet."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,15 @@ import pytest
 from instar_lab import machine
 from instar_lab.program import build
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "releases.md"
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"instarctl": "instar_server.ctl.main", "instar-server": "instar_server.main"}
+pytestmark = pytest.mark.xdist_group("first-day")
 
 
-def shell_blocks() -> str:
-    blocks = re.findall(r"^```sh\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+def shell_blocks(document: str) -> str:
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```$", (ROOT / "docs" / document).read_text(), re.MULTILINE | re.DOTALL
+    )
     assert len(blocks) >= 5
     return "\n".join(blocks)
 
@@ -30,46 +36,84 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def commands(tmp_path: Path) -> Path:
-    """The server's commands, by this interpreter, wherever the packages come from."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, module in COMMANDS.items():
-        path = folder / name
-        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
-        path.chmod(0o755)
-    (folder / "python3").symlink_to(sys.executable)
-    return folder
+class Reader:
+    """Somebody who types the lines of documents, from the root of the repository."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.node = folder / "n"
+        work = folder / "work"
+        work.mkdir()
+        (folder / "built.pyz").write_bytes(build.build("1.0.0").data)
+        self.environment = os.environ | {
+            "PATH": f"{self._commands()}:{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "HOME": str(folder),
+            "INSTAR_PASSPHRASE": "for this test only",
+            "KEYS": str(folder / "keys"),
+            "DATA": str(folder / "data"),
+            "WORK": str(work),
+            "NODE": str(self.node),
+            "PROGRAM": str(folder / "built.pyz"),
+            "HOST": "127.0.0.1",
+            "GATEWAY": str(free_port()),
+            "API": str(free_port()),
+            "PORT": str(free_port()),
+        }
 
-def test_the_documented_first_day(tmp_path: Path, commands: Path) -> None:
-    program = build.build("1.0.0")
-    (tmp_path / "built.pyz").write_bytes(program.data)
-    work = tmp_path / "work"
-    work.mkdir()
-    environment = os.environ | {
-        "PATH": f"{commands}:{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "HOME": str(tmp_path),
-        "INSTAR_PASSPHRASE": "for this test only",
-        "KEYS": str(tmp_path / "keys"),
-        "DATA": str(tmp_path / "data"),
-        "WORK": str(work),
-        "NODE": str(tmp_path / "n"),
-        "PROGRAM": str(tmp_path / "built.pyz"),
-        "HOST": "127.0.0.1",
-        "GATEWAY": str(free_port()),
-        "API": str(free_port()),
-    }
-    try:
+    def _commands(self) -> Path:
+        """The server's commands, by this interpreter, wherever the packages come from."""
+        folder = self.folder / "bin"
+        folder.mkdir()
+        for name, module in COMMANDS.items():
+            path = folder / name
+            path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+            path.chmod(0o755)
+        (folder / "python3").symlink_to(sys.executable)
+        return folder
+
+    def type(self, document: str, timeout_s: float) -> str:
+        """What all its lines print; none may fail."""
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", shell_blocks()],
-            env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False,
+            ["bash", "-euo", "pipefail", "-c", shell_blocks(document)],
+            env=self.environment, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL,
+            check=False, cwd=ROOT,
         )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Reader]:
+    """One for both documents: the second one goes on where the first one ends."""
+    folder = Path(tempfile.mkdtemp(prefix="iday-", dir="/tmp"))
+    try:
+        yield Reader(folder)
     finally:
-        machine.end_all_naming(tmp_path, grace_s=3.0)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "pid" in done.stdout, done.stdout
-    assert "agent    1.0.0" in done.stdout, done.stdout
-    assert re.search(r"signed\s+yes", done.stdout), done.stdout
+        machine.end_all_naming(folder, grace_s=3.0)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def first_day(reader: Reader) -> str:
+    return reader.type("releases.md", 120)
+
+
+def test_the_documented_first_day(first_day: str) -> None:
+    assert "pid" in first_day, first_day
+    assert "agent    1.0.0" in first_day, first_day
+    assert re.search(r"signed\s+yes", first_day), first_day
+
+
+def test_the_documented_operation(first_day: str, reader: Reader) -> None:
+    said = reader.type("operating.md", 240)
+    assert re.search(r"interfaces\.list\s+.*1\.0\.0\s+.*python\s+.*oneshot", said), said
+    assert said.count('"name": "lo"') >= 2, said
+    assert re.search(r"1 cancelled", said), said
+    assert re.search(r"1 queued", said), said
+    assert re.search(r"file\.integrity +1\.0\.0 +ready", said), said
+    assert said.count(" success\n") == 3, "instar restart three times: " + said
+    assert said.count("knocked at 127.0.0.1") == 2, said
+    log = (reader.node / "run" / "agent.log").read_text()
+    assert re.search(r"restart of file\.integrity, asked by server:\S+, ended", log), log
+    assert f"asked by local:{os.getuid()}" in log, log

@@ -142,12 +142,15 @@ async def test_a_restart_and_its_history(quick: World, channel: Channel) -> None
         "text": "all run",
         "modules": {"inventory": "running"},
         "origin": "server:x",
+        "asked": 1000.0,
+        "ended": 1000.75,
     }
     await channel.send("command-status", **told, **status)
     assert (await channel.read_type("ack"))["id"] == command["id"]
     done = await waiting
     assert (done["kind"], done["name"], done["states"]) == ("command", "restart-agent", {"done": 1})
     assert done["rows"][0]["reply"]["modules"] == {"inventory": "running"}
+    assert done["rows"][0]["seconds"] == 0.75
     entries = await asyncio.to_thread(quick.history, node.id)
     assert [entry["phase"] for entry in entries[:2]] == ["restarted", "restart-asked"]
     assert all(done["id"] in entry["reason_text"] for entry in entries[:2])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
+
 from instar.core.settings import BOUNDS
 from instar.core.transaction import Step
 from instar_lab import docs
@@ -28,3 +32,17 @@ def test_the_kill_points_name_every_step() -> None:
         for side in ("before", "after"):
             assert f"journal:{step.value}:intent:{side}" in text
             assert f"step:{step.value}:before" in text
+
+
+def test_the_readme_names_every_document() -> None:
+    text = (docs.ROOT / "README.md").read_text()
+    assert not [path.name for path in (docs.ROOT / "docs").glob("*.md") if f"](docs/{path.name})" not in text]
+
+
+@pytest.mark.parametrize(
+    "name", sorted(str(p.relative_to(docs.ROOT)) for p in docs.ROOT.glob("docs/*.md")) + ["README.md"]
+)
+def test_links_lead_somewhere(name: str) -> None:
+    path = docs.ROOT / name
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
+    assert not [link for link in links if not (path.parent / link).exists()]

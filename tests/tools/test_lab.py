@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from wsproto import ConnectionType, WSConnection, events
 from bench import report
 from bench.figures import Figure, number
 from instar.core.errors import MachineError
-from instar_lab import machine, main
+from instar_lab import machine, main, modules
 from instar_lab.demo.script import GOOD, STEPS
 from instar_lab.program.variants import VARIANTS
 from instar_lab.sim import frames
@@ -126,7 +127,7 @@ class TestCommands:
         assert [step.version for step in STEPS if step.moves][-1] == GOOD
 
     @pytest.mark.parametrize(
-        "words", [[], ["demo", "--nodes", "0"], ["demo", "--nodes", "x"], ["sim"], ["fly"]]
+        "words", [[], ["demo", "--nodes", "0"], ["demo", "--nodes", "x"], ["sim"], ["modules"], ["fly"]]
     )
     def test_wrong_words_are_told(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:
@@ -134,7 +135,7 @@ class TestCommands:
         assert ended.value.code == 2
         assert "usage: instar-lab" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("command", ["demo", "sim", "build"])
+    @pytest.mark.parametrize("command", ["demo", "sim", "build", "modules"])
     def test_help_teaches_by_example(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:
             main.main([command, "--help"])
@@ -147,3 +148,53 @@ class TestCommands:
         words = ["build", "--version", "1.0.0", "--out", str(tmp_path / "x"), "--variant", "perfect"]
         assert main.main(words) == 2
         assert "expected one of does-not-start" in capsys.readouterr().err
+
+
+class TestModules:
+    """`make modules`, with no compiler but those that are put into `tools`."""
+
+    @pytest.fixture
+    def tools(self, tmp_path: Path) -> Path:
+        (tmp_path / "tools").mkdir()
+        return tmp_path / "tools"
+
+    def packed(self, tools: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+        """How it ended for all of ours, and the archives that it made."""
+        out = tools.parent / "out"
+        line = [sys.executable, "-m", "instar_lab.main", "modules", *sorted(map(str, modules.OURS.iterdir()))]
+        environment = os.environ | {"PATH": str(tools), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(
+            [*line, "--out", str(out), *words],
+            capture_output=True, text=True, timeout=60, check=False, env=environment,
+        )  # fmt: skip
+        return done, {path.name.removesuffix("-1.0.0.tar.gz") for path in out.iterdir()}
+
+    def test_what_no_compiler_is_there_for_is_passed_over(self, tools: Path) -> None:
+        done, made = self.packed(tools)
+        assert done.returncode == MachineError.exit_status
+        assert made == {"file.integrity", "interfaces.list", "inventory", "service.status"}
+        said = done.stderr.splitlines()
+        assert [line.split(":")[1].strip() for line in said] == [
+            "passed over disk.usage",
+            "passed over packages.list",
+        ]
+        assert "cc is not installed (Debian: apt-get install gcc libc6-dev)" in said[0]
+        assert "clang is not installed (Debian: apt-get install clang lld)" in said[1]
+        skipped, again = self.packed(tools, "--skip-missing")
+        assert (skipped.returncode, again) == (0, made)
+        assert "passed over" in skipped.stderr
+
+    def test_clang_without_its_linker_is_as_good_as_none(self, tools: Path) -> None:
+        clang = tools / "clang"
+        clang.write_text("#!/bin/sh\necho wasm-ld\n")
+        clang.chmod(0o755)
+        done, _ = self.packed(tools)
+        assert "wasm-ld is not installed (Debian: apt-get install clang lld)" in done.stderr
+
+    def test_a_compiler_that_says_no_is_an_error(self, tools: Path) -> None:
+        compiler = tools / "cc"
+        compiler.write_text("#!/bin/sh\necho 'no such thing' >&2\nexit 1\n")
+        compiler.chmod(0o755)
+        done, _ = self.packed(tools, "--skip-missing")
+        assert done.returncode == 2
+        assert done.stderr.strip() == "instar-lab: cannot build disk.so: cc: no such thing"

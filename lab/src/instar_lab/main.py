@@ -19,7 +19,9 @@ DEMO = """\
 Starts a real server and real nodes on this machine, updates them, then publishes five bad releases
 in turn: one that does not start, one that hangs, one whose rehearsal gives a wrong reply, one that crashes a
 second after activation, and one whose bytes were altered after signing. After each, every node must
-run the good release; what it runs is read from /proc. Ends with status 1 if any node is anywhere else.
+run the good release; what it runs is read from /proc. Then modules come to the nodes, jobs are run, and a
+module and all agents are restarted with jobs under way. Ends with status 1 if any node is anywhere else,
+any job was lost, or a module forgot its state.
 
   instar-lab demo                                     three nodes
   instar-lab demo --nodes 5 --report demo.json        five, and a report for machines
@@ -69,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     demo = commands.add_parser(
-        "demo", help="real nodes survive five bad releases", description=DEMO, formatter_class=style
+        "demo",
+        help="real nodes survive five bad releases, and restarts",
+        description=DEMO,
+        formatter_class=style,
     )
     demo.add_argument(
         "--nodes", type=count, default=3, metavar="N", help="how many nodes (default %(default)s)"
@@ -126,7 +131,9 @@ def play_demo(options: argparse.Namespace) -> int:
         view.headline("making keys and starting the server")
         with Fleet(options.nodes, options.keep) as fleet:
             report = run(fleet, view, options.report, began)
-        verdict = "every node runs the good release" if report.ok else "something went wrong"
+        verdict = (
+            "every node runs the good release, and no job was lost" if report.ok else "something went wrong"
+        )
         view.say(f"{verdict}; {report.seconds:.0f} s", "bold green" if report.ok else "bold red")
     return 0 if report.ok else 1
 

@@ -1,1 +1,1 @@
-"""The demo: real nodes move from release to release, and come back from five bad ones."""
+"""The demo: real nodes move from release to release, come back from five bad ones, and lose no job in restarts."""

@@ -67,8 +67,8 @@ class Work:
             if len(kept := list(folder.iterdir())) != 1:
                 raise WrongEnd("not-kept", f"{folder}: expected one release, got {len(kept)}")
         return (
-            f"{len(first['rows'])} nodes answered {first['took'] * 1000:.0f} ms after the order, "
-            f"fetching it took most of that; {again['took'] * 1000:.0f} ms the second time"
+            f"{len(first['rows'])} nodes fetched it, checked it and answered within {first['took'] * 1000:.0f} ms, "
+            f"and within {again['took'] * 1000:.0f} ms the second time"
         )
 
     def service(self) -> str:
@@ -175,8 +175,8 @@ class Work:
         machine.wait_for(lambda: not any(map(self._open, orders)), "the end of all jobs", JOB_S)
         count = Counter(row["node"] for order in orders for row in self._done(order)["rows"])
         return (
-            f"{len(count)} nodes did it in {took:.1f} s; {len(orders)} jobs that came meanwhile "
-            f"were each done by all of them, and its state is found again"
+            f"{len(count)} nodes did it within {took:.1f} s; each of {len(orders)} jobs that came meanwhile "
+            f"was done by all of them, and {KEPT} found its state again"
         )
 
     def _open(self, order: str) -> bool:

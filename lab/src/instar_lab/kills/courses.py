@@ -10,10 +10,11 @@ from typing import Any
 
 from instar.core.errors import InstarError
 from instar.core.journal import Progress
+from instar.host.line import Line as Store
 from instar_lab import machine
 from instar_lab.kills import killing
 from instar_lab.kills.modules import BAD, BETTER, GOOD, MARK, MEMORY, marks
-from instar_lab.kills.ward import ANSWER_S, FINAL, Ward, gone
+from instar_lab.kills.ward import ANSWER_S, FINAL, Ward
 
 BEGUN_S = 20.0
 WITHIN_S = 10.0  # of a restart
@@ -106,8 +107,7 @@ class Install(Line):
                 lambda: not self.ward.memory.current() and not self.ward.fault(), "no module", BEGUN_S,
                 self.ward.fault, 0.03,
             )  # fmt: skip
-        for release in self.ward.memory.names():  # as a node that never had it: all is fetched
-            self.ward.memory.remove_release(release)
+        unfetch(self.ward.memory, "")  # as on a node that never had it
 
     def wish(self) -> str:
         return GOOD
@@ -119,10 +119,7 @@ class Update(Line):
     def prepare(self) -> None:
         self.runs("")
         self._to = {GOOD: BETTER, BETTER: GOOD}[version_of(self.ward.memory.current())]
-        for release in self.ward.memory.names():
-            if version_of(release) == self._to:
-                gone(self.ward.memory.layout.previous) if release == self.ward.memory.previous() else None
-                self.ward.memory.remove_release(release)
+        unfetch(self.ward.memory, self._to)
 
     def wish(self) -> str:
         return self._to
@@ -323,7 +320,7 @@ class Fetched(Job):
     seconds = 0.0
 
     def prepare(self) -> None:
-        gone(self.ward.layout.module(MARK).folder)
+        unfetch(Store(self.ward.layout.module(MARK)), "")
 
 
 class Cancelled(Job):
@@ -379,3 +376,17 @@ COURSES: tuple[type[Course], ...] = (
 def version_of(release: str) -> str:
     """'' for no release."""
     return release.rpartition("-")[0]
+
+
+def unfetch(line: Store, version: str) -> None:
+    """Remove the release of this version, '' for all of them, so that it is fetched anew."""
+    if not line.layout.releases.exists():
+        return
+    lock = line.lock()
+    lock.acquire(BEGUN_S)
+    with lock:
+        if line.previous() != line.current() and version in ("", version_of(line.previous())):
+            line.layout.previous.unlink(missing_ok=True)
+        for release in line.names():
+            if version in ("", version_of(release)):
+                line.remove_release(release)

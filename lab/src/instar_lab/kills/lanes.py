@@ -132,6 +132,7 @@ class Lanes:
             if _ended(course) and not _fault(course):
                 machine.pause(STEADY_S)
                 if not _fault(course):
+                    killing.forget(course.ward.node)  # what follows is looking, and none of the course
                     return course.last() or _fault(course)
             machine.pause(LOOK_S)
         return _fault(course) or "it did not end"

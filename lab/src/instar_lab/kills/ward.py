@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from instar.core.errors import InstarError, MachineError
+from instar.agent.runners import SPARES
+from instar.core.errors import InstarError
 from instar.core.journal import Progress
 from instar.engine.journal import Journals
 from instar.host import processes
@@ -42,6 +42,7 @@ poll_s = 2.0
 LINE = f"module/{MEMORY}"
 ANSWER_S = 5.0
 RESTED_S = 45.0
+STAYS = {"keep", *LINES, "runner"}  # what runs while a node rests
 FINAL = ("done", "failed", "cancelled", "lapsed", "lost")
 
 
@@ -145,7 +146,8 @@ class Ward:
             line = Line(self.layout.line(seen.role))
             if seen.program.parent.name != line.current() or not line.is_valid(line.current()):
                 return f"{seen.role} runs {seen.program.parent.name}, current is {line.current()}"
-        return ""
+        others = [seen.words for seen in machine.naming(self.node.state) if not STAYS & set(seen.words)]
+        return f"other processes run: {others}" if others else ""
 
     def _runners(self) -> str:
         """Whose child is each runner? One of a dead agent, or of no service, must not be there."""
@@ -157,7 +159,7 @@ class Ward:
         left = set(found) - services - warm - spare
         if left:
             return f"runners are left over: {[(pid, parent(pid), found[pid]) for pid in sorted(left)]}"
-        if len(warm) > 1 or len(spare) > 1:
+        if len(warm) > 1 or len(spare) > SPARES:
             return f"{len(warm)} fork servers with {len(spare)} spares run"
         if services - set(found):
             return f"the agent speaks of processes that are not there: {services - set(found)}"
@@ -233,18 +235,3 @@ def parent(pid: int) -> int:
     except OSError:
         return 0
     return int(fields[1])
-
-
-def gone(folder: Path) -> None:
-    """Remove what a folder holds, and the folder. Raises MachineError."""
-    import shutil
-
-    try:
-        for path in folder.rglob("*"):
-            if path.is_dir() and not path.is_symlink():
-                os.chmod(path, 0o700)
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise MachineError("not-gone", f"cannot remove {folder}: {error}") from error

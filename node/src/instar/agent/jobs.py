@@ -278,13 +278,17 @@ class Jobs:
         self._begin(lane)
 
     async def _fetch_until_there(self, job: Job) -> None:
-        """Only a server that cannot be reached, or has passing trouble, is asked again."""
+        """Tried again are a server that cannot be reached, or has passing trouble, and a child that was killed."""
+        from instar.agent.shelf import KILLED
+
         backoff = Backoff(*FETCH_RETRY)
         while True:
             try:
                 await self._shelf.fetch(job.module, job.version, job.digest, job.target, FETCH_MOST_S)
                 return
-            except ServerUnreachable as error:
+            except InstarError as error:
+                if error.code != KILLED and not isinstance(error, ServerUnreachable):
+                    raise
                 wait_s = backoff.next(self._random01())
                 log.warning("job %s: %s; next try in %.1f s", job.id, error.text, wait_s)
                 await asyncio.sleep(wait_s)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 USED_EVERY_S = 3600.0  # least time between two writes of `used`
 GRACE_S = 5.0  # for the child to say that it was too late, before it is killed
 ANSWER_MOST = 65_536  # bytes that the child may say
+KILLED = "fetch-killed"  # the child was ended by a signal: what it had fetched is there for the next one
 CLASS_OF_KIND: dict[str, type[InstarError]] = {
     "trust": TrustError,
     "unreachable": ServerUnreachable,
@@ -197,4 +198,5 @@ def _fault(ended: Ended) -> InstarError | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         words = ended.stderr.strip().rpartition("\n")[2][-300:]
         how = f"signal {ended.signal}" if ended.signal else f"exit {ended.exit_code}"
-        return MachineError("fetch-failed", f"cannot fetch a module: {how}: {words!a}")
+        code = KILLED if ended.signal else "fetch-failed"
+        return MachineError(code, f"cannot fetch a module: {how}: {words!a}")

@@ -201,6 +201,8 @@ class Loop:
         line = self.targets.of(wish.line).line
         if line.current() == wish.release.name:
             return
+        if wish.line in self._put_off:
+            return  # what was put off is open still, and goes first: two at once would undo each other
         if self._kept_out(wish) or self._waits_for_updater(wish, wanted) or self._too_soon(wish):
             return
         log.info("%s: from %s to %s", wish.line, line.current() or "nothing", wish.release.name)

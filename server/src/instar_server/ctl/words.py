@@ -106,7 +106,8 @@ EXAMPLES = {
     ),
     "job": steps(
         "$ instarctl job run interfaces.list --group web",
-        "$ instarctl job run disk.usage path=/var depth=2 --all --where os=linux",
+        "$ instarctl job run disk.usage path=/var --all --where os=linux",
+        "$ instarctl job run file.integrity do=changes since=0 --node NODE",
         "$ instarctl job run packages.list --node NODE --deadline 2m --json",
         "$ instarctl job list",
         "$ instarctl job show ORDER",
@@ -119,7 +120,7 @@ EXAMPLES = {
     ),
     "module": steps(
         "$ instarctl module list",
-        "$ instarctl module pack ./inventory --out dist",
+        "$ instarctl module pack modules/inventory --out dist",
         "$ instarctl want --group web --module inventory --version 1.0.0",
     ),
     "tokens": steps("$ instarctl tokens create --group web --uses 10 --lifetime 12h --label 'rack 4'"),

@@ -246,7 +246,9 @@ class Delivery:
         ok = status.status == "success"
         code = "" if ok else status.code[:64] or status.status[:64]
         reply = {"status": status.status, "modules": status.modules, "origin": status.origin}
-        body = msgspec.json.encode({"ok": ok, "code": code, "reason": status.text, "reply": reply}).decode()
+        seconds = round(max(status.ended - status.asked, 0.0), 3)  # by the node's clock, which may have leapt
+        told = {"ok": ok, "code": code, "reason": status.text, "seconds": seconds, "reply": reply}
+        body = msgspec.json.encode(told).decode()
         return await self._word(node, id_, ok, code, status.text, body, msgspec.json.encode(reply))
 
     async def _local(self, node: str, status: CommandStatus) -> bool:

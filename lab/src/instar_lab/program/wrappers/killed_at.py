@@ -30,11 +30,13 @@ def start(argv: list[str]) -> None:
 
 
 def find_plan(argv: list[str]) -> str | None:
+    """A plan that is not there yet may come while the program runs."""
+    named = os.environ.get(VARIABLE)
     if "--state" in argv[:-1]:
         place = os.path.join(argv[argv.index("--state") + 1], FILE)
-        if os.path.exists(place):
+        if named is None or os.path.exists(place):
             return place
-    return os.environ.get(VARIABLE)
+    return named
 
 
 def arrived(place: str, role: str, point: str) -> None:
