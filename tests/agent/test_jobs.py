@@ -206,15 +206,19 @@ async def test_the_points_on_a_jobs_way(world: World) -> None:
         world.work(jobs)
         jobs.take(world.job("a"))
         await world.result()
+        assert world.files("outbox") == ["a.json"]
+        jobs.acknowledged("a")
     finally:
         points.listener = None
     assert seen == [
         ("job:received", ["inbox"]),
         ("job:taken", ["inbox"]),
         ("job:started", ["running"]),
+        ("job:ran", ["running"]),
         ("job:finished", ["running"]),
+        ("job:sent", []),
+        ("job:acked", []),
     ]
-    assert world.files("outbox") == ["a.json"]
 
 
 async def test_what_waited_is_done_by_the_next_agent(world: World) -> None:
@@ -526,6 +530,16 @@ async def test_a_server_that_is_away_is_asked_again(world: World) -> None:
     made = world.shelves.offer("disk.usage")
     away = {"say": {"ok": False, "error": {"code": "server-unreachable", "text": "x"}, "kind": "unreachable"}}
     world.shelves.act(away, {"bring": True})
+    jobs = world.jobs()
+    world.work(jobs)
+    jobs.take(world.job("a", module="disk.usage", version="1.0.0", digest=made.digest, target=made.target))
+    assert (await world.result()).ok
+    assert len(world.shelves.asked()) == 2
+
+
+async def test_a_fetch_that_was_killed_is_tried_again(world: World) -> None:
+    made = world.shelves.offer("disk.usage")
+    world.shelves.act({"kill": True}, {"bring": True})
     jobs = world.jobs()
     world.work(jobs)
     jobs.take(world.job("a", module="disk.usage", version="1.0.0", digest=made.digest, target=made.target))

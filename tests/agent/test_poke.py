@@ -365,6 +365,7 @@ async def _agent_scanned(place: Place, server: Server, count: int) -> None:
     await asyncio.to_thread(scan, port, count)
     poke(port)
     await connection.expect(Ping)  # its channel has lived through it
+    await asyncio.to_thread(machine.wait_for, lambda: "phoning home" in agent.said(), "a poke", 10.0)
     after = machine.rss(agent.pid), descriptors(agent.pid)
     print(f"agent, {count} connections: {before} -> {after} (bytes, descriptors)")
     assert agent.said().count("phoning home") == 1

@@ -146,6 +146,7 @@ async def test_one_who_waits_no_longer_costs_the_others_nothing(world: World) ->
         ({"say": {**NO, "kind": "unreachable"}}, ServerUnreachable, "no-such-target"),
         ({"say": {**NO, "kind": "stale"}}, ServerUnreachable, "no-such-target"),
         ({"exit": 3, "error": "Traceback: it fell"}, MachineError, "fetch-failed"),
+        ({"kill": True}, MachineError, "fetch-killed"),
         ({"say": {"ok": False}}, MachineError, "fetch-failed"),
         ({"say": {"ok": True}}, MachineError, "not-fetched"),  # it lies
     ],

@@ -258,10 +258,10 @@ def test_what_a_dead_agent_left_is_tidied_up(groups: Groups) -> None:
 @real
 def test_a_living_agent_is_let_be(groups: Groups) -> None:
     other = groups.folder.parent / "instar-4194398"
-    (other / "agent").mkdir(parents=True)
-    (other / "job-1").mkdir()
     agent, run = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
+    (other / "agent").mkdir(parents=True)
     Leaf(other / "agent").add(agent.pid)
+    (other / "job-1").mkdir()
     Leaf(other / "job-1").add(run.pid)
     groups.open()
     time.sleep(0.1)

@@ -94,6 +94,18 @@ def test_a_modules_trouble_holds_nobody_up(world: World) -> None:
     assert world.node.running == world.node.first.name
 
 
+def test_what_was_put_off_is_gone_on_with_and_not_begun_beside_it(world: World) -> None:
+    world.node.server.fault = ServerUnreachable("server-unreachable", "no route")
+    world.want_module(world.node.first)
+    for _ in range(3):
+        world.loop.round()
+        assert world.begun() == [LINE], "two at once would undo each other"
+    world.node.server.fault = None
+    world.loop.round()
+    assert world.begun() == [LINE]
+    assert world.node.running == world.node.first.name
+
+
 def test_a_module_waits_for_what_it_depends_on(world: World) -> None:
     needy = build("1.0.0", depends=["demo.base"])
     world.want_module(needy)

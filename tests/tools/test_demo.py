@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from instar_lab import machine
+from instar_lab.demo.checks import WrongEnd, check_done, check_other_processes, check_same_state
 from instar_lab.demo.script import ACTS, STEPS
+from instar_lab.demo.work import confirmed
 
 COMMAND = [sys.executable, "-m", "instar_lab.main", "demo"]
 
@@ -59,3 +62,34 @@ def test_an_interrupt_leaves_no_process(keep: Path) -> None:
     process.stdout.read()
     assert process.wait(60) == 130
     assert machine.naming(keep) == []
+
+
+def order(*states: str) -> dict[str, Any]:
+    rows = [{"node": f"n-{n}", "state": state, "code": "", "text": ""} for n, state in enumerate(states)]
+    return {"name": "m", "rows": rows}
+
+
+def told(*changes: list[int]) -> dict[str, Any]:
+    return {"rows": [{"node": f"n-{n}", "reply": {"changes": each}} for n, each in enumerate(changes)]}
+
+
+def test_its_checks_of_work_hold_what_is_right_and_nothing_else() -> None:
+    check_done(order("done", "done"), 2)
+    check_same_state(told([1], [1, 2]), told([1, 2], [1, 2, 3]))
+    check_other_processes({"n-1": 7, "n-2": 8}, {"n-1": 9, "n-2": 10}, "m")
+    for wrong in (
+        lambda: check_done(order("done", "failed"), 2),
+        lambda: check_done(order("done"), 2),
+        lambda: check_done(order(), 2),
+        lambda: check_same_state(told([1], [1]), told([1], [2])),
+        lambda: check_same_state(told([1, 2]), told([1])),
+        lambda: check_same_state(told([]), told([1])),
+        lambda: check_other_processes({"n-1": 7, "n-2": 8}, {"n-1": 9, "n-2": 8}, "m"),
+        lambda: check_other_processes({"n-1": 7}, {"n-1": None}, "m"),
+    ):
+        with pytest.raises(WrongEnd):
+            wrong()
+    here = {"line": "module/m", "phase": "confirmed"}
+    assert confirmed([here, {"line": "agent", "phase": "trial"}], "module/m")
+    assert not confirmed([here, {"line": "module/m", "phase": "trial"}], "module/m")
+    assert not confirmed([], "module/m")

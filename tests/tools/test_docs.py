@@ -40,7 +40,7 @@ def test_the_readme_names_every_document() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(str(p.relative_to(docs.ROOT)) for p in docs.ROOT.glob("docs/*.md")) + ["README.md"]
+    "name", [*sorted(str(p.relative_to(docs.ROOT)) for p in docs.ROOT.glob("docs/*.md")), "README.md"]
 )
 def test_links_lead_somewhere(name: str) -> None:
     path = docs.ROOT / name

@@ -15,7 +15,13 @@ from typing import Any
 
 from instar.host.sockets import ask
 from instar_lab import machine, modules
-from instar_lab.demo.checks import WrongEnd, check_processes
+from instar_lab.demo.checks import (
+    WrongEnd,
+    check_done,
+    check_other_processes,
+    check_processes,
+    check_same_state,
+)
 from instar_lab.demo.script import ASKED, GROUP, KEPT, VERSION
 from instar_lab.fleet import Fleet
 from instar_lab.node import Node
@@ -93,21 +99,21 @@ class Work:
         """The module is another process afterwards, the agent is the same, the module's state is found again."""
         agents, before, told = self._agents(), self._pids(), self._ask({"do": "changes"})
         said = self._restart({"modules": [KEPT]})
-        self._changed(before, self._pids(), KEPT)
+        check_other_processes(before, self._pids(), KEPT)
         if (now := self._agents()) != agents:
             raise WrongEnd("wrong-processes", f"expected the agents {agents} to go on, got {now}")
-        self._same_state(told)
+        check_same_state(told, self._ask({"do": "changes"}))
         return said
 
     def restart_agent(self) -> str:
         """Agent and module are other processes afterwards, of the same release; the state is found again."""
         agents, before, told = self._agents(), self._pids(), self._ask({"do": "changes"})
         said = self._restart({"agent": True})
-        self._changed(agents, self._agents(), "the agent")
-        self._changed(before, self._pids(), KEPT)
+        check_other_processes(agents, self._agents(), "the agent")
+        check_other_processes(before, self._pids(), KEPT)
         for node in self._fleet.nodes:
             check_processes(node, self._program)
-        self._same_state(told)
+        check_same_state(told, self._ask({"do": "changes"}))
         return said
 
     # --- jobs
@@ -129,24 +135,12 @@ class Work:
     def _done(self, order: str) -> dict[str, Any]:
         """The order with all rows. Raises WrongEnd unless every node did it."""
         found = whole(self._api, order)
-        if len(found["rows"]) != len(self._fleet.nodes) or any(
-            row["state"] != "done" for row in found["rows"]
-        ):
-            rows = "; ".join(f"{r['node']} {r['state']} {r['code']}: {r['text']}" for r in found["rows"])
-            raise WrongEnd("job-not-done", f"expected {found['name']} done by every node, got {rows}")
+        check_done(found, len(self._fleet.nodes))
         return found
 
     def _until(self, arrived: Callable[[dict[str, Any]], bool], args: dict[str, Any], what: str) -> None:
         """Ask the service module on every node again and again until all answers are so."""
         machine.wait_for(lambda: all(map(arrived, self._ask(args)["rows"])), what, TOLD_S, self._fleet.logs)
-
-    def _same_state(self, before: dict[str, Any]) -> None:
-        """The module's numbered changes outlive it: what was told then is told still."""
-        now = {row["node"]: row["reply"]["changes"] for row in self._ask({"do": "changes"})["rows"]}
-        for row in before["rows"]:
-            told = row["reply"]["changes"]
-            if not told or now[row["node"]][: len(told)] != told:
-                raise WrongEnd("state-lost", f"{row['node']}: expected {told}, got {now[row['node']]}")
 
     # --- restarts
 
@@ -190,11 +184,6 @@ class Work:
     def _pids(self) -> dict[str, int | None]:
         """Node id -> the living process of the service module. Raises WrongEnd when one is not well."""
         return {node.id: module_pid(node, KEPT) for node in self._fleet.nodes}
-
-    def _changed(self, before: dict[str, int | None], now: dict[str, int | None], what: str) -> None:
-        for node, pid in now.items():
-            if pid is None or pid == before[node]:
-                raise WrongEnd("not-restarted", f"{node}: expected another process of {what}, got {pid}")
 
 
 def module_pid(node: Node, name: str) -> int:

@@ -92,6 +92,9 @@ class Line(Course):
         now = version_of(self.ward.memory.current())
         return "" if now == self.wish() else f"{now or 'nothing'} runs, {self.wish()} is wanted"
 
+    def last(self) -> str:
+        return self.ward.overlap() or super().last()
+
     def outcome(self) -> str:
         ends = [p.state.value + (f" ({p.reason.code})" if p.reason else "") for p in self.mine()]
         return f"{version_of(self.ward.memory.current()) or 'none'} runs; {', '.join(ends) or 'retired'}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from instar.agent.runners import SPARES
 from instar.core.errors import InstarError
 from instar.core.journal import Progress
-from instar.engine.journal import Journals
+from instar.engine.journal import Journal, Journals
 from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
@@ -170,8 +171,8 @@ class Ward:
         """The service module: exactly what the journal explains, and well."""
         current, rows = self.memory.current(), self.modules()
         journal = self.journal()
-        if journal and not journal[-1].finished:
-            return f"a transaction is {journal[-1].state.value}"
+        if open_ := [f"{p.begin.version} is {p.state.value}" for p in journal if not p.finished]:
+            return f"transactions are open: {open_}"
         if current != self.explained():
             return f"current is {current or 'nothing'}, the journal says {self.explained() or 'nothing'}"
         row = rows.get(MEMORY)
@@ -201,8 +202,21 @@ class Ward:
 
     def journal(self) -> list[Progress]:
         """The service module's transactions, oldest first."""
-        found = [j.progress for j in Journals(self.layout.journal, Clock()).read_all()]
-        return sorted((p for p in found if p.begin.line == LINE), key=lambda p: p.began.wall)
+        return [journal.progress for journal in self._journals()]
+
+    def overlap(self) -> str:
+        """Two transactions that were open at the same time; '' for none."""
+        found = self._journals()
+        for one, other in pairwise(found):
+            if other.progress.began.wall < one.records[-1].at.wall:
+                return f"{one.progress.begin.tx} and {other.progress.begin.tx} were open at the same time"
+        return ""
+
+    def _journals(self) -> list[Journal]:
+        found = [
+            j for j in Journals(self.layout.journal, Clock()).read_all() if j.progress.begin.line == LINE
+        ]
+        return sorted(found, key=lambda journal: journal.progress.began.wall)
 
     def explained(self) -> str:
         """The release that must run by what is on record, '' for none."""

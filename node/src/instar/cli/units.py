@@ -25,7 +25,8 @@ TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - what PrivateTmp= hi
 
 # The agent keeps its capabilities, its view of the devices and its system calls: what jobs and modules are
 # sent to do is not known here. They may not do what only the machine's own start-up should. Its own part of
-# the cgroup tree is for the limits of modules and jobs, which end with it: KillMode stays at control-group.
+# the cgroup tree is for the limits of modules and jobs. A stop is told to the agent alone, which ends them in
+# order; what is left of them when it is gone is killed.
 AGENT = """\
 [Unit]
 Description=Instar agent
@@ -37,6 +38,7 @@ ExecStart={agent}
 Restart=always
 RestartSec=200ms
 TimeoutStopSec=10s
+KillMode=mixed
 Delegate=yes
 OOMPolicy=continue
 NoNewPrivileges=yes

@@ -282,7 +282,9 @@ def _end_runs(folder: Path) -> None:
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether the agent that made this group still lives in it."""
+    """Whether the agent that made this group still lives in it, or is about to move into it."""
+    if Path(f"/proc/{folder.name.rpartition('-')[2]}").exists():
+        return True
     try:
         return Leaf(folder / AGENT).populated()
     except OSError:
