@@ -9,6 +9,7 @@ import pytest
 from instar.core.settings import BOUNDS
 from instar.core.transaction import Step
 from instar_lab import docs
+from instar_lab.kills.document import headings
 from instar_lab.kills.table import DOCUMENT
 
 
@@ -32,6 +33,11 @@ def test_the_kill_points_name_every_step() -> None:
         for side in ("before", "after"):
             assert f"journal:{step.value}:intent:{side}" in text
             assert f"step:{step.value}:before" in text
+
+
+def test_the_kill_points_have_every_scenario() -> None:
+    text = DOCUMENT.read_text()
+    assert not [heading for heading in headings().values() if heading not in text]
 
 
 def test_the_readme_names_every_document() -> None:

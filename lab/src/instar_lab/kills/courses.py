@@ -11,6 +11,7 @@ from typing import Any
 from instar.core.errors import InstarError
 from instar.core.journal import Progress
 from instar.host.line import Line as Store
+from instar.targets.module_store import retirement
 from instar_lab import machine
 from instar_lab.kills import killing
 from instar_lab.kills.modules import BAD, BETTER, GOOD, MARK, MEMORY, marks
@@ -153,6 +154,13 @@ class Retire(Line):
 
     def ended(self) -> bool:
         return not self.ward.memory.current()
+
+    def fault(self) -> str:
+        found = retirement(self.ward.layout.module(MEMORY))
+        if found is None or not found.told:
+            return f"its retirement is not done: {found}"
+        left = [name for name in self.ward.memory.names() if name == self._origin]
+        return super().fault() or (f"{left} is left over" if left else "")
 
 
 # --- restarts

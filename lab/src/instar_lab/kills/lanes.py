@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from instar.core.errors import InstarError, MachineError
@@ -18,6 +18,7 @@ from instar_lab.node import Node
 from instar_server.ctl.client import Client
 
 LANES = 6
+RECORDERS = 3
 STEADY_S = 0.2  # a process that was seen may have been about to die of the kill
 LOOK_S = 0.03
 Run = tuple[type[Course], Point, Point | None]
@@ -41,8 +42,14 @@ class Lanes:
 
     def points(self, courses: Sequence[type[Course]]) -> dict[str, list[Point]]:
         """Of each course every arrival at a named point in one undisturbed run, in order."""
-        found = {}
-        ward = self._ward()
+        parts = [courses[start::RECORDERS] for start in range(RECORDERS)]
+        with ThreadPoolExecutor(RECORDERS) as pool:
+            return {name: points for found in pool.map(self._record, parts) for name, points in found}
+
+    def _record(self, courses: Sequence[type[Course]]) -> list[tuple[str, list[Point]]]:
+        if not courses:
+            return []
+        found, ward = [], self._ward()
         try:
             for make in courses:
                 course, record = make(ward), self._place.folder / f"record-{make.name}"
@@ -50,35 +57,34 @@ class Lanes:
                 ward.rest()
                 killing.plan(ward.node, [], record)
                 course.begin()
-                fault = self._settle(course)
-                killing.forget(ward.node)
-                if fault:
-                    raise MachineError(
-                        "bad-recording", f"cannot record {make.name}: {fault}\n{ward.node.logs(40)}"
-                    )
-                found[make.name] = killing.recorded(record)
+                if fault := self._settle(course):
+                    logs = ward.node.logs(40)
+                    raise MachineError("bad-recording", f"cannot record {make.name}: {fault}\n{logs}")
+                found.append((make.name, killing.recorded(record)))
         finally:
             ward.close()
         return found
 
     # --- killing
 
-    def kill_all(self, runs: Sequence[Run]) -> Iterator[Row]:
-        """Neighbours have the same start mostly: so each lane has a stretch of them."""
+    def kill_all(self, runs: Sequence[Run], tell: Callable[[Row], object]) -> list[Row]:
+        """Neighbours have the same start mostly: so each lane has a stretch of them. `tell` hears of each row."""
         size = -(-len(runs) // self._lanes) if runs else 1
         parts = [runs[start : start + size] for start in range(0, len(runs), size)]
         with ThreadPoolExecutor(self._lanes) as pool:
-            for rows in pool.map(self._stretch, parts):
-                yield from rows
+            return [row for rows in pool.map(lambda part: self._stretch(part, tell), parts) for row in rows]
 
-    def _stretch(self, runs: Sequence[Run]) -> list[Row]:
+    def _stretch(self, runs: Sequence[Run], tell: Callable[[Row], object]) -> list[Row]:
         rows: list[Row] = []
         ward: Ward | None = None
         try:
             for run in runs:
                 ward = ward or self._ward()
-                rows.append(self._row(ward, *run))
-                if rows[-1].fault:  # whatever it is, the next row must not see it
+                row = self._row(ward, *run)
+                with self._lock:
+                    tell(row)
+                rows.append(row)
+                if row.fault:  # whatever it is, the next row must not see it
                     ward.close()
                     ward = None
         finally:

@@ -78,16 +78,14 @@ def _scenarios(place: Range, scenarios: Sequence[Scenario], every: int, progress
         yield told.tell(row)
 
 
-def _courses(place: Range, courses: Sequence[type[Course]], every: int, progress: bool) -> Iterator[Row]:
+def _courses(place: Range, courses: Sequence[type[Course]], every: int, progress: bool) -> list[Row]:
     if not courses:
-        return
+        return []
     lanes = Lanes(place)
     lanes.open()
     points = lanes.points(courses)
     runs: list[Run] = [(course, *kill) for course in courses for kill in kills_of(points[course.name])]
-    told = Progress(len(runs[::every]), progress)
-    for row in lanes.kill_all(runs[::every]):
-        yield told.tell(row)
+    return lanes.kill_all(runs[::every], Progress(len(runs[::every]), progress).tell)
 
 
 def main() -> int:

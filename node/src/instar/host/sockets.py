@@ -30,7 +30,7 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]
                 connection.settimeout(max(0.001, end - time.monotonic()))
                 chunk = connection.recv(16_384)
                 if not chunk:
-                    break
+                    raise ConnectionError("it closed the connection before it had answered")
                 line += chunk
         answer = json.loads(line)
         if not isinstance(answer, dict):
