@@ -6,6 +6,7 @@ come to its end, and then what is not as it must be.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from instar.core.errors import InstarError
@@ -177,13 +178,15 @@ class Restart(Course):
         self._order = self._id = ""
         self._known: set[str] = set()
         self._pids: dict[str, int] = {}
+        self._begun = 0.0
         self._end: dict[str, Any] = {}
 
     def prepare(self) -> None:
         self.runs("")
 
     def begin(self) -> None:
-        self._pids, self._known = self._processes(), self._commands()
+        self._pids, self._known = dict(self.ward.said("agent", "health")["pids"]), self._commands()
+        self._begun = time.monotonic()
         wanted = {"modules": list(self.modules), "agent": self.agent, "within_s": WITHIN_S}
         if not self.local:
             self._order = self.ward.order("/restarts", **wanted)
@@ -205,10 +208,12 @@ class Restart(Course):
         self._end = status
         if status["how"] != "success":
             return f"it ended as {status}"
-        now = self._processes()
-        same = sorted(name for name in self._pids if now.get(name) == self._pids[name])
-        if not self.agent:
-            same = [name for name in same if name != "agent"]
+        said = self.ward.said("agent", "health")
+        same = [name for name, pid in self._pids.items() if said["pids"].get(name) == pid]
+        if self.agent and time.monotonic() - said["uptime_s"] < self._begun:
+            same.append(
+                "agent"
+            )  # its process may be the same: it can become the launcher, and so the next agent
         return f"it ended well, and {same} was not restarted" if same else ""
 
     def last(self) -> str:
@@ -218,7 +223,8 @@ class Restart(Course):
         return super().last()
 
     def outcome(self) -> str:
-        return str(self._status().get("how") or "no end") + " " + str(self._status().get("code", ""))
+        status = self._status()
+        return f"{status.get('how', 'no end')} {status.get('code', '')}".strip()
 
     def _status(self) -> dict[str, Any]:
         """How it ended, {} while it has not: by the server's row, or its history and the node's own word."""
@@ -244,10 +250,6 @@ class Restart(Course):
             path.name.split(".", 1)[1].removesuffix(".json")
             for path in self.ward.layout.commands.rglob("*.json")
         }
-
-    def _processes(self) -> dict[str, int]:
-        pids = dict(self.ward.said("agent", "health")["pids"])
-        return {**pids, "agent": self.ward.node.pid("agent") or 0}
 
 
 class RestartModule(Restart):
