@@ -18,6 +18,7 @@ from tests.e2e.mirror import Answer, Hostile, Request, text_frame
 from tests.e2e.strangers import STRANGE, Stranger, held, mutated, samples
 
 MIB = 1024 * 1024
+WARM = 16  # descriptors of the fork server and the runners that are kept ready for a while after a job
 ROUNDS = 1000
 
 
@@ -185,7 +186,7 @@ def test_a_server_that_sends_nonsense(stage: Stage) -> None:
     assert {role: node.pid(role) for role in LINES} == pids
     after, open_after = held(pids["agent"])
     assert after < memory + 12 * MIB
-    assert open_after <= descriptors + 3
+    assert open_after <= descriptors + 3 + WARM
 
 
 def test_answers_of_a_newer_or_a_broken_server(stage: Stage) -> None:

@@ -131,7 +131,8 @@ def run(args, context):
         assert world["argv"] == [f"{module['folder']}/main.py"]
         assert (world["path0"], world["instar"], world["inherit"]) == (module["folder"], [], False)
         pipe_and_size = (1 << 12) | (1 << 24)  # SIGPIPE and SIGXFSZ
-        assert int(world["masks"]["SigIgn"], 16) == pipe_and_size
+        known = (1 << 31) - 1  # the C library's own signals, from 32 on, are as whoever started us left them
+        assert int(world["masks"]["SigIgn"], 16) & known == pipe_and_size
         assert int(world["masks"]["SigBlk"], 16) == int(world["masks"]["SigCgt"], 16) == 0
         assert world["masks"]["NoNewPrivs"] == "1"
         (tmp_path / "mine").unlink()

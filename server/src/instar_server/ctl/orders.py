@@ -189,7 +189,7 @@ def finish(order: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(order, indent=2, sort_keys=True))
     else:
-        console.print(answers(order))
+        console().print(answers(order))
         if order["open"]:
             text = (
                 f"{order['open']} of {order['nodes']} have not ended; see 'instarctl job show {order['id']}'"

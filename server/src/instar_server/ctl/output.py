@@ -21,7 +21,10 @@ from instar_server.ctl.client import Client, find_access
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-console = Console()
+
+def console() -> Console:
+    """Standard output, as wide as it is now."""
+    return Console()
 
 
 @dataclass
@@ -56,7 +59,7 @@ def show(data: Any, as_json: bool, table: Callable[[], RenderableType]) -> None:
     if as_json:
         typer.echo(json.dumps(data, indent=2, sort_keys=True))
     else:
-        console.print(table())
+        console().print(table())
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> Table:
