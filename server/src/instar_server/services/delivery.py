@@ -90,7 +90,7 @@ class Delivery:
                 continue
             if row["state"] == State.QUEUED:  # its node has come while it was stored
                 self.joined(row["node"])
-            else:
+            elif row["node"] not in self._more:  # else it waits its turn behind what is older
                 self._know(row)
                 self._send(row, now)
 
