@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from instar.agent.runners import Runners
+from instar.agent.runners import SPARE_S, Runners
 from instar.agent.running import run_job
 from instar.agent.spawn import Run
 from instar.host import cgroups
@@ -160,6 +160,20 @@ async def test_a_spare_that_died_is_not_used(runners: Runners) -> None:
         await until_gone(spare.pid)
     await asyncio.sleep(0.1)
     assert (await run(runners, "reply = {'a': 1}")).said[-1]["reply"] == {"a": 1}
+
+
+async def test_a_spare_that_waited_too_long_is_not_used(runners: Runners) -> None:
+    """It may be leaving by itself just now: then what it is told would be lost."""
+    await run(runners, "")
+    await asyncio.sleep(0.3)
+    old = {spare.pid for spare in runners._spares}
+    assert old
+    for spare in runners._spares:
+        spare.made -= SPARE_S
+    done = await run(runners, "reply = {'pid': os.getpid()}")
+    assert done.said[-1]["reply"]["pid"] not in old
+    for pid in old:
+        await until_gone(pid)
 
 
 async def test_closing_ends_warm_runs(runners: Runners) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 IDLE_S = 60.0  # without a run; then the fork server ends
 SPARES = 3  # going into a cgroup takes a spare some 10 ms; so many jobs in that time wait for nothing
-SPARE_S = 20.0  # a runner waits 30 s for its first line
+SPARE_S = 20.0  # none is used that is older: a runner leaves after 30 s without its first line
 REFILL_AFTER_S = 0.005  # for the result of the run before to be on its way
 FORK_WITHIN_S = 10.0  # for an answer of the fork server, its own start included
 COLD_FOR_S = 30.0  # after a fork server that failed, before the next one is started
@@ -99,6 +99,8 @@ class Runners:
         self._closed = True
         if self._idle is not None:
             self._idle.cancel()
+        if self._spare_end is not None:
+            self._spare_end.cancel()
         await self._end_server()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_WITHIN_S)
@@ -204,15 +206,25 @@ class Runners:
     def _take_spare(self) -> Run | None:
         while self._spares:
             run = self._spares.pop(0)
-            if not run.over:
+            if not run.over and self._age_s(run) < SPARE_S:
                 return run
             self._later(_end(run))
         return None
 
-    def _drop_spares(self) -> None:
-        spares, self._spares = self._spares, []
-        for run in spares:
-            self._later(_end(run))
+    def _age_s(self, run: Run) -> float:
+        return time.monotonic() - run.made
+
+    def _drop_old(self) -> None:
+        """End the spares whose time is over, and come back for the next one."""
+        while self._spares and self._age_s(self._spares[0]) >= SPARE_S:
+            self._later(_end(self._spares.pop(0)))
+        self._spare_end = None
+        self._drop_later()
+
+    def _drop_later(self) -> None:
+        if self._spares and self._spare_end is None and not self._closed:
+            left_s = max(0.01, SPARE_S - self._age_s(self._spares[0]))
+            self._spare_end = asyncio.get_running_loop().call_later(left_s, self._drop_old)
 
     async def _refill(self) -> None:
         """Spares for the next runs. Not before the result of the one before is on its way."""
@@ -228,10 +240,8 @@ class Runners:
             if not run.warm or self._closed:
                 await _end(run)
                 return
-            self._spares.append(run)
-        if self._spare_end is not None:
-            self._spare_end.cancel()
-        self._spare_end = asyncio.get_running_loop().call_later(SPARE_S, self._drop_spares)
+            self._spares.append(run)  # the oldest stays first
+            self._drop_later()
 
     def _over(self, run: Run, gone: bool) -> None:
         self._runs.discard(run)

@@ -142,7 +142,7 @@ class Run:
         """`over` is told when it has ended, and whether all of it is gone."""
         self._child, self._ends, self._place, self._over = child, ends, place, over
         self._cut = ""
-        self._began = time.monotonic()
+        self.made = self._began = time.monotonic()
         self._watch: asyncio.TimerHandle | None = None
         self._outcome: Outcome | None = None
         self.used = False  # whether it was given its first line
