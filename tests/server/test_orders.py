@@ -131,8 +131,11 @@ async def test_a_pile_of_jobs_comes_in_parts(quick: World, node: Node) -> None:
         await asyncio.sleep(0.6)  # all are taken, and that is written: nothing is sent again
         with pytest.raises(TimeoutError):
             await channel.read(0.5)
+        await asyncio.to_thread(order, quick, node)  # newer than all that wait: it goes behind them
+        with pytest.raises(TimeoutError):
+            await channel.read(0.3)
         seen: list[str] = [job["id"] for job in jobs]
-        while len(set(seen)) < 300 or jobs:
+        while len(set(seen)) < 301 or jobs:
             if jobs:
                 await channel.send("result", id=jobs.pop(0)["id"], ok=True)
             frame = await channel.read()
@@ -140,7 +143,7 @@ async def test_a_pile_of_jobs_comes_in_parts(quick: World, node: Node) -> None:
                 seen.append(frame["id"])
                 jobs.append(frame)
                 await channel.send("taken", id=frame["id"])
-    assert len(set(seen)) == 300
+    assert len(set(seen)) == 301
 
 
 def add_orders(world: World, node: Node, count: int) -> None:

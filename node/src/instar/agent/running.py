@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -158,23 +157,7 @@ def run_request(job: Job, module: Module | None, deadline_s: float) -> dict[str,
     if module is None:
         limits = {"seconds": deadline_s, **BUILT_IN}
         return {**request, "module": {"name": job.module, "builtin": True}, "limits": limits}
-    manifest, bounds, touches = module.manifest, module.manifest.limits, module.manifest.touches
-    return {
-        **request,
-        "module": {
-            "name": manifest.name,
-            "version": manifest.version,
-            "digest": module.digest,
-            "folder": str(module.folder),
-            "runs": manifest.runs,
-            "mode": manifest.mode,
-            "entry": manifest.entry_for(os.uname().machine),
-            "stateful": manifest.stateful,
-        },
-        "limits": {"seconds": deadline_s, **{name: getattr(bounds, name) for name in BUILT_IN}},
-        "touches": {"read": touches.read, "write": touches.write, "network": touches.network},
-        "user": touches.user,
-    }
+    return {**request, **module.request(deadline_s)}
 
 
 def failure(job_id: str, code: str, reason: str, seconds: float = 0.0) -> Result:

@@ -357,26 +357,7 @@ class _Words:
 
 def serve_request(module: Module, place: ModuleLayout) -> dict[str, Any]:
     """The first line on the control line of a service module's process."""
-    manifest, limits, touches = module.manifest, module.manifest.limits, module.manifest.touches
-    return {
-        "v": 1,
-        "do": "serve",
-        "module": {
-            "name": manifest.name,
-            "version": manifest.version,
-            "digest": module.digest,
-            "folder": str(module.folder),
-            "runs": manifest.runs,
-            "mode": manifest.mode,
-            "entry": manifest.entry_for(os.uname().machine),
-            "stateful": manifest.stateful,
-        },
-        "args": {},
-        "data": str(place.data),
-        "limits": {"seconds": 0, **{name: getattr(limits, name) for name in type(limits).__slots__}},
-        "touches": {"read": list(touches.read), "write": list(touches.write), "network": touches.network},
-        "user": touches.user,
-    }
+    return {"v": 1, "do": "serve", "args": {}, "data": str(place.data), **module.request(0)}
 
 
 def tell(outcome: Outcome, said: str) -> str:

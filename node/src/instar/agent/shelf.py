@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from instar.core.errors import (
     InputError,
@@ -53,6 +53,29 @@ class Module(NamedTuple):
     folder: Path
     digest: str
     release: str
+
+    def request(self, seconds: float) -> dict[str, Any]:
+        """What a runner's first line says of it; `seconds` for one run, 0: without end. Raises InputError
+        `wrong-machine`."""
+        manifest, limits, touches = self.manifest, self.manifest.limits, self.manifest.touches
+        return {
+            "module": {
+                "name": manifest.name,
+                "version": manifest.version,
+                "digest": self.digest,
+                "folder": str(self.folder),
+                "runs": manifest.runs,
+                "mode": manifest.mode,
+                "entry": manifest.entry_for(os.uname().machine),
+                "stateful": manifest.stateful,
+            },
+            "limits": {
+                "seconds": seconds,
+                **{name: getattr(limits, name) for name in type(limits).__slots__},
+            },
+            "touches": {"read": touches.read, "write": touches.write, "network": touches.network},
+            "user": touches.user,
+        }
 
 
 class Shelf:
