@@ -131,7 +131,7 @@ async def test_a_pile_of_jobs_comes_in_parts(quick: World, node: Node) -> None:
         await asyncio.sleep(0.6)  # all are taken, and that is written: nothing is sent again
         with pytest.raises(TimeoutError):
             await channel.read(0.5)
-        await asyncio.to_thread(order, quick, node)  # newer than all that wait: it goes behind them
+        await order(quick, node)  # newer than all that wait: it goes behind them
         with pytest.raises(TimeoutError):
             await channel.read(0.3)
         seen: list[str] = [job["id"] for job in jobs]
