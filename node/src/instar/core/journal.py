@@ -44,8 +44,9 @@ class Begin:
     target: str
     origin: str
     fallback: str
-    cause: str  # wish | rollback
+    cause: str  # wish | rollback | push | recovery
     generation: int = 0
+    via: str = ""  # native | push | recovery: how the bytes come; '' for fetching them
 
     @property
     def release(self) -> Release:

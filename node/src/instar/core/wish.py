@@ -28,6 +28,7 @@ class Wish:
     release: Release
     target: str
     generation: int
+    via: str = ""  # native | recovery: how its bytes come; '' for fetching them
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Wanted:
 
     wishes: tuple[Wish, ...]
     poll_s: float
+    artifacts: str = ""  # where metadata and targets are served, https://host:port; '' for the server itself
 
 
 def read_wanted(body: Any) -> Wanted:

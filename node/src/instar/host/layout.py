@@ -7,6 +7,7 @@
   updater/      (the same)
   launcher/     instar.pyz                               the oldest copy
   staging/      only while a transaction runs
+  incoming/     parcels that came through the control channel or the updater's API
   journal/      <transaction>.journal
   jobs/         inbox and outbox
   commands/     restarts that were asked for, and how they went
@@ -136,6 +137,15 @@ class Layout:
     @property
     def staging(self) -> Path:
         return self.state / "staging"
+
+    @property
+    def incoming(self) -> Path:
+        return self.state / "incoming"
+
+    @property
+    def held(self) -> Path:
+        """Lines that an operator has pushed a release to, against wishes that are no newer."""
+        return self.state / "held.json"
 
     @property
     def journal(self) -> Path:

@@ -13,6 +13,10 @@ PROTOCOL = 1
 MAX_FRAME = 262_144  # bytes of one frame
 HELLO_WITHIN_S = 10.0
 
+# What a node may say instead of the digest that it has installed (requirement M4).
+NEVER, FORCE = "0" * 96, "f" * 96  # it takes no native update; it takes one whatever it runs
+BLOCK_BOUNDS, WINDOW_BOUNDS = (1_024, 131_072), (1, 64)  # bytes, blocks
+
 
 @dataclass(frozen=True, slots=True)
 class Hello:
@@ -20,7 +24,7 @@ class Hello:
 
     T: ClassVar[str] = "hello"
     v: int
-    role: str  # agent | rehearsal
+    role: str  # agent | rehearsal | beacon
     node: str
     version: str
     digest: str  # program digest, SHA-384
@@ -33,6 +37,7 @@ class Hello:
     python: str = ""
     features: list[str] = field(default_factory=list)
     wake_port: int = 0  # TCP port that a poke is accepted on; 0: none
+    built: str = ""  # when the program was built, ISO 8601 in UTC; '' when it does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +200,128 @@ class Error:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateOffer:
+    """Native update: a parcel of `length` bytes is to come in blocks. `digest` is the program digest wanted.
+
+    `sha384` is of the whole parcel, and what a cut transfer is known by when it goes on. `block` (bytes) and
+    `window` (blocks under way) are the most that the server offers; `rate_bytes_s` 0 means no cap.
+    """
+
+    T: ClassVar[str] = "update-offer"
+    id: str
+    line: str  # agent | updater | recovery
+    version: str
+    digest: str
+    target: str
+    length: int
+    sha384: str
+    block: int = 65_536
+    window: int = 16
+    rate_bytes_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateHave:
+    """The answer: the digest that is installed (or NEVER, FORCE), and how the blocks may come."""
+
+    T: ClassVar[str] = "update-have"
+    id: str
+    digest: str
+    have: int  # blocks of the agreed size that are on the disk already, in a row from the first
+    block: int
+    window: int
+    rate_bytes_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateBlock:
+    """Block `n`, counted from 0; `data` in base64. All but the last have the agreed size."""
+
+    T: ClassVar[str] = "update-block"
+    id: str
+    n: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateAck:
+    """So many blocks have come, in a row from the first."""
+
+    T: ClassVar[str] = "update-ack"
+    id: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateEnd:
+    """After the last block: the SHA-384 of the whole."""
+
+    T: ClassVar[str] = "update-end"
+    id: str
+    sha384: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateState:
+    """How a transfer ended on the node: `received` (whole, and its SHA-384 fits) or `failed`."""
+
+    T: ClassVar[str] = "update-state"
+    id: str
+    state: str  # received | failed
+    code: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentUpdate:
+    """Recovery: run the recovery core `core` (SHA-384 of its parcel), which fetches `url` and installs it."""
+
+    T: ClassVar[str] = "agentupdate"
+    id: str
+    url: str  # of the release's archive: https://…, or a path on the channel's server
+    sha384: str  # of the archive's bytes
+    version: str
+    digest: str
+    target: str
+    core: str
+    lines: list[str] = field(default_factory=lambda: ["agent"])
+
+
+@dataclass(frozen=True, slots=True)
+class AgentUpdateProgress:
+    T: ClassVar[str] = "agentupdate-progress"
+    id: str
+    phase: str
+    percent: float = -1.0  # of this phase, 0 to 100; -1: not told
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentUpdateDownloaded:
+    """The archive is there and its SHA-384 fits; now, and not before, the program is replaced."""
+
+    T: ClassVar[str] = "agentupdatedownloaded"
+    id: str
+    sha384: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentUpdateEnded:
+    """The last word of a recovery, where its agent lives to say it."""
+
+    T: ClassVar[str] = "agentupdate-ended"
+    id: str
+    ok: bool
+    code: str = ""
+    text: str = ""
+
+
 Message = (
     Hello | Welcome | Look | Job | Taken | Cancel | Output | Result | Command | CommandStatus
     | Ack | Health | Ping | Pong | Refused | Error
+    | UpdateOffer | UpdateHave | UpdateBlock | UpdateAck | UpdateEnd | UpdateState
+    | AgentUpdate | AgentUpdateProgress | AgentUpdateDownloaded | AgentUpdateEnded
 )  # fmt: skip
 
 BY_TYPE: dict[str, type[Message]] = {
@@ -205,5 +329,7 @@ BY_TYPE: dict[str, type[Message]] = {
     for cls in (
         Hello, Welcome, Look, Job, Taken, Cancel, Output, Result, Command, CommandStatus,
         Ack, Health, Ping, Pong, Refused, Error,
+        UpdateOffer, UpdateHave, UpdateBlock, UpdateAck, UpdateEnd, UpdateState,
+        AgentUpdate, AgentUpdateProgress, AgentUpdateDownloaded, AgentUpdateEnded,
     )
 }  # fmt: skip
