@@ -1,0 +1,1 @@
+"""How a machine starts: EFI variables, boot entries, the EFI system partition, kexec."""

@@ -1,0 +1,136 @@
+"""Slots under systemd-boot, with its counting of tries: the sturdier way, for it needs no firmware entry of ours.
+
+The images lie in EFI/Linux as `instar-<slot>.efi`; one on trial as `instar-<slot>+<left>-<done>.efi`, whose
+numbers the loader changes at each try (Automatic Boot Assessment, systemd.io). `default` in loader.conf names the
+preferred slot; LoaderEntryOneShot the one to try. When the tries of the slot on trial are used up, or nobody
+set it again, the loader takes the preferred one.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from instar.core.errors import MachineError
+from instar.host.boot import esp as esps
+from instar.host.boot.efivars import Variables
+from instar.host.boot.slots import NAMES, BootState, other
+from instar.host.files import DISK, Disk
+from instar.host.points import reach
+
+LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"  # vendor of the Boot Loader Interface's variables
+FOLDER, SETTINGS, PROGRAM = "EFI/Linux", "loader/loader.conf", "EFI/systemd/systemd-bootx64.efi"
+NAME = re.compile(r"instar-([ab])(?:\+(\d+)(?:-(\d+))?)?\.efi")
+TRIES = 2
+
+
+class Counting:
+    """`variables` are those of the vendor LOADER."""
+
+    name = "systemd-boot"
+
+    def __init__(self, variables: Variables, esp: Path, tries: int = TRIES, disk: Disk = DISK) -> None:
+        self._variables, self._esp, self._tries, self._disk = variables, esp, tries, disk
+
+    @staticmethod
+    def usable(esp: Path) -> bool:
+        """Whether the loader is there and has settings."""
+        return (esp / PROGRAM).is_file() and (esp / SETTINGS).is_file()
+
+    def kernel(self, slot: str) -> Path:
+        found = self._images().get(slot)
+        return found[0] if found else self._esp / FOLDER / f"instar-{slot}.efi"
+
+    # --- looking
+
+    def state(self) -> BootState:
+        images, preferred = self._images(), self._preferred()
+        names = sorted(images, key=lambda slot: (slot != preferred, slot))
+        once = self._slot_of(_text(self._variables.read("LoaderEntryOneShot")))
+        current = self._slot_of(_text(self._variables.read("LoaderEntrySelected")))
+        drift = () if not images or preferred in images else ("the preferred slot has no image",)
+        tries = {slot: left for slot, (_, left) in images.items() if left is not None}
+        return BootState(tuple(names), once, current, tries, drift)
+
+    def _images(self) -> dict[str, tuple[Path, int | None]]:
+        """Slot -> its image and the tries that are left, None where they are not counted."""
+        found: dict[str, tuple[Path, int | None]] = {}
+        try:
+            paths = sorted((self._esp / FOLDER).iterdir())
+        except FileNotFoundError:
+            return {}
+        for path in paths:
+            if match := NAME.fullmatch(path.name):
+                left = int(match[2]) if match[2] is not None else None
+                found.setdefault(match[1], (path, left))
+        return found
+
+    def _preferred(self) -> str:
+        for line in self._settings():
+            words = line.split()
+            if words[:1] == ["default"] and len(words) == 2:
+                return self._slot_of(words[1].replace("*", ""))
+        return ""
+
+    def _settings(self) -> list[str]:
+        try:
+            return (self._esp / SETTINGS).read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+
+    def _slot_of(self, name: str) -> str:
+        return next((slot for slot in NAMES if name.startswith(f"instar-{slot}")), "")
+
+    # --- choosing
+
+    def try_once(self, slot: str) -> None:
+        path = self._known(slot)
+        counted = path.with_name(f"instar-{slot}+{self._tries}-0.efi")
+        if path != counted:
+            esps.rename(path, counted, self._disk)
+        reach("boot:counted")
+        # The loader looks entries up without their numbers.
+        self._variables.write("LoaderEntryOneShot", _wide(f"instar-{slot}.efi"))
+
+    def prefer(self, slot: str) -> None:
+        path = self._known(slot)
+        plain = path.with_name(f"instar-{slot}.efi")
+        if path != plain:
+            esps.rename(path, plain, self._disk)  # it has passed: its tries are counted no more
+        reach("boot:blessed")
+        kept = [line for line in self._settings() if line.split()[:1] != ["default"]]
+        text = "\n".join([f"default instar-{slot}*", *kept]) + "\n"
+        esps.write_small(self._esp / SETTINGS, text.encode(), self._disk)
+        if self._slot_of(_text(self._variables.read("LoaderEntryOneShot"))) == other(slot):
+            self._variables.delete("LoaderEntryOneShot")
+
+    def repair(self) -> list[str]:
+        """Second images of a slot are removed, and a preferred slot that has gone is replaced by the other."""
+        done = []
+        first = {path for path, _ in self._images().values()}
+        if (self._esp / FOLDER).is_dir():
+            for path in sorted((self._esp / FOLDER).iterdir()):
+                if NAME.fullmatch(path.name) and path not in first:
+                    esps.remove(path, self._disk)
+                    done.append(f"removed a second image {path.name}")
+        images, preferred = self._images(), self._preferred()
+        if images and preferred not in images:
+            slot = min(images)
+            self.prefer(slot)
+            done.append(f"slot {slot} is preferred: slot {preferred or 'that was'} has no image")
+        return done
+
+    def _known(self, slot: str) -> Path:
+        found = self._images().get(slot)
+        if found is None:
+            text = f"cannot choose slot {slot}: it has no image in {self._esp / FOLDER}"
+            raise MachineError("no-kernel-image", text)
+        return found[0]
+
+
+def _wide(text: str) -> bytes:
+    return f"{text}\0".encode("utf-16-le")
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-16-le", errors="replace").partition("\0")[0]

@@ -1,0 +1,240 @@
+"""Partitions, kernel images and the EFI system partition: read as they are, written so that nothing is half there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import uuid
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instar.core.errors import InputError, MachineError
+from instar.host import gpt
+from instar.host.boot import esp
+from instar.host.boot.kexec import command_line
+from instar.host.boot.running import running
+from instar.host.boot.slots import Slot
+from instar.host.files import Disk
+from instar.trust import pe
+
+NAMES = ("ESP", "instar-system-a", "instar-system-b")
+DISK_BYTES = 4 << 20
+
+
+def disk(block: int = 512) -> bytes:
+    """A disk with three partitions of 64 blocks, and both tables."""
+    entries = bytearray(128 * 128)
+    for number, name in enumerate(NAMES):
+        first = 100 + number * 64
+        kind = gpt.ESP.bytes_le if number == 0 else uuid.UUID(int=7).bytes_le
+        entry = gpt.ENTRY.pack(
+            kind, uuid.UUID(int=number + 1).bytes_le, first, first + 63, 0, name.encode("utf-16-le")
+        )
+        entries[number * 128 : number * 128 + 128] = entry
+    whole = bytearray(DISK_BYTES)
+    last = DISK_BYTES // block - 1
+    for own, other, table in ((1, last, 2), (last, 1, last - 40)):
+        header = bytearray(
+            gpt.HEADER.pack(
+                gpt.SIGNATURE, 0x10000, 92, 0, 0, own, other, 100, last - 50, bytes(16), table, 128, 128,
+                zlib.crc32(entries),
+            )
+        )  # fmt: skip
+        struct.pack_into("<I", header, 16, zlib.crc32(header))
+        whole[own * block : own * block + 92] = header
+        whole[table * block : table * block + len(entries)] = entries
+    return bytes(whole)
+
+
+@pytest.mark.parametrize("block", [512, 4096])
+def test_partitions_are_read(tmp_path: Path, block: int) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(disk(block))
+    found = gpt.partitions(path)
+    assert [each.name for each in found] == list(NAMES)
+    assert found[0].kind == gpt.ESP
+    slot = gpt.named(found, "instar-system-b", path)
+    assert (slot.number, slot.offset, slot.size) == (3, (100 + 128) * block, 64 * block)
+    with pytest.raises(MachineError, match="expected one partition named x, got 0"):
+        gpt.named(found, "x", path)
+
+
+def test_damaged_first_table_is_replaced_by_the_second(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    data = bytearray(disk())
+    data[1024 + 60] ^= 1  # in the first table's entries
+    path.write_bytes(data)
+    assert [each.name for each in gpt.partitions(path)] == list(NAMES)
+    data[-512 + 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(MachineError, match="neither of its two tables holds"):
+        gpt.partitions(path)
+
+
+@given(st.binary(max_size=2000))
+def test_no_disk_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("d") / "disk"
+    path.write_bytes(b"EFI PART".join([bytes(512), data]))
+    with pytest.raises(MachineError):
+        gpt.partitions(path)
+
+
+# --- kernel images
+
+
+def image(sections: dict[str, bytes]) -> bytes:
+    """A PE file of nothing but headers and sections."""
+    start, table = 64, 64 + pe.COFF.size
+    data = bytearray(b"MZ" + bytes(start - 2))
+    struct.pack_into("<I", data, pe.PE_AT, start)
+    data += pe.COFF.pack(b"PE\0\0", 0x8664, len(sections), 0, 0, 0, 0, 0)
+    at = table + pe.SECTION.size * len(sections)
+    body = bytearray()
+    for name, content in sections.items():
+        padded = content + bytes(-len(content) % 16)
+        data += pe.SECTION.pack(name.encode(), len(content), 0, len(padded), at + len(body), 0, 0, 0, 0, 0)
+        body += padded
+    return bytes(data + body)
+
+
+def test_sections_are_found_and_read() -> None:
+    file = io.BytesIO(image({".linux": b"kernel", ".cmdline": b"quiet\0"}))
+    found = pe.sections(file)
+    assert pe.read(file, found[".linux"], 100) == b"kernel"
+    with pytest.raises(InputError, match="expected at most 3"):
+        pe.read(file, found[".linux"], 3)
+
+
+@given(st.integers(0, 200))
+def test_image_that_is_cut_off_is_refused(keep: int) -> None:
+    whole = image({".linux": b"kernel" * 20, ".initrd": b"files"})
+    with pytest.raises(InputError, match="cannot read the kernel image"):
+        pe.sections(io.BytesIO(whole[: min(keep, len(whole) - 16)]))
+
+
+@given(st.binary(max_size=300))
+def test_strange_image_breaks_nothing(data: bytes) -> None:
+    try:
+        pe.sections(io.BytesIO(b"MZ" + data))
+    except InputError as error:
+        assert error.code == "bad-pe"
+
+
+def test_slots_name_goes_into_the_command_line_where_there_is_a_place_for_it() -> None:
+    assert command_line(b"quiet slot=@SLOT@ \0\n", "b") == b"quiet slot=b instar.via=kexec"
+    assert command_line(b"quiet\0", "b") == b"quiet instar.via=kexec"
+    with pytest.raises(InputError, match="too long"):
+        command_line(b"x" * 5000, "a")
+
+
+# --- the EFI system partition
+
+
+class Losing(Disk):
+    """Loses power at the n-th call: what follows is not done."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def _step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise SystemExit
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._step()
+        super().rename(old, new)
+
+    def sync_file(self, path: Path) -> None:
+        self._step()
+        super().sync_file(path)
+
+    def sync_folder(self, path: Path) -> None:
+        self._step()
+        super().sync_folder(path)
+
+
+def test_image_is_placed_whole_or_not_at_all(tmp_path: Path) -> None:
+    old, new = b"old" * 1000, b"new" * 2000
+    path = tmp_path / "esp/EFI/instar/a.efi"
+    path.parent.mkdir(parents=True)
+    digest = hashlib.sha256(new).hexdigest()
+    for left in range(4):
+        path.write_bytes(old)
+        try:
+            esp.place(io.BytesIO(new), len(new), digest, path, Losing(left))
+        except SystemExit:
+            assert path.read_bytes() in (old, new)
+        else:
+            assert path.read_bytes() == new
+            return
+    raise AssertionError("it never came to its end")
+
+
+def test_renamed_file_itself_is_synced(tmp_path: Path) -> None:
+    """Linux 6.1's vfat leaves an empty file else."""
+    calls: list[str] = []
+
+    class Noting(Disk):
+        def rename(self, old: Path, new: Path) -> None:
+            calls.append(f"rename {new.name}")
+            super().rename(old, new)
+
+        def sync_file(self, path: Path) -> None:
+            calls.append(f"sync {path.name}")
+            super().sync_file(path)
+
+        def sync_folder(self, path: Path) -> None:
+            calls.append(f"sync {path.name}")
+            super().sync_folder(path)
+
+    esp.place(io.BytesIO(b"x"), 1, hashlib.sha256(b"x").hexdigest(), tmp_path / "a.efi", Noting())
+    assert calls == ["rename a.efi", "sync a.efi", f"sync {tmp_path.name}"]
+
+
+def test_wrong_or_short_image_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.efi"
+    path.write_bytes(b"old")
+    with pytest.raises(MachineError, match="expected SHA-256"):
+        esp.place(io.BytesIO(b"new"), 3, "0" * 64, path)
+    with pytest.raises(MachineError, match="2 of 5 bytes are missing"):
+        esp.place(io.BytesIO(b"new"), 5, "0" * 64, path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.efi"]
+
+
+def test_room_for_two_images_and_a_temporary_one_is_asked_first(tmp_path: Path) -> None:
+    esp.check_room(tmp_path, 1000)
+    total = os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+    with pytest.raises(MachineError, match="expected an EFI system partition of") as error:
+        esp.check_room(tmp_path, total // 2)
+    assert error.value.code == "esp-full"
+
+
+# --- the running slot
+
+
+def test_running_slot_is_found_below_device_mapper_and_loop(tmp_path: Path) -> None:
+    devices = tmp_path / "block"
+    file = tmp_path / "slot-b.img"
+    file.write_bytes(b"")
+    (devices / "253:0/slaves/loop3").mkdir(parents=True)
+    (devices / "253:0/slaves/loop3/dev").write_text("7:3\n")
+    (devices / "7:3/loop").mkdir(parents=True)
+    (devices / "7:3/loop/backing_file").write_text(f"{file}\n")
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "1 1 0:2 / /proc rw - proc proc rw\n"
+        "20 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "21 20 253:0 / / ro - erofs /dev/mapper/root ro\n"
+    )
+    slots = [Slot("a", tmp_path / "slot-a.img", 0, 1), Slot("b", file, 0, 1)]
+    assert running(slots, mounts, devices) == "b"
+    assert running(slots[:1], mounts, devices) == ""
+    assert running(slots, tmp_path / "absent", devices) == ""
