@@ -1,0 +1,153 @@
+"""An image into a slot: each chunk checked before it is written, checkpoints on the way, all read back at the end.
+
+The running slot is only read. A kill leaves a slot that says 'writing', to be gone on with from its checkpoint:
+what lies before that is on the disk, and is checked once more when the whole is read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+from instar.core.errors import InputError, MachineError, TrustError
+from instar.host.boot.slots import Slot
+from instar.host.files import failed
+from instar.host.points import reach
+from instar.host.zstd import Decompress
+from instar.targets.slots.source import Frames, Place
+from instar.trust.bundle import Chunk, Image
+
+CHECKPOINT = 8 << 20  # bytes between two that are synced
+READ = 1 << 20
+
+Opened = Callable[[list[Chunk]], Frames]
+
+
+class Writer:
+    """Writes `image` into `slot`, of which it needs `image.size` bytes. `local` is the running slot's index."""
+
+    def __init__(
+        self,
+        image: Image,
+        slot: Slot,
+        running: Slot | None,
+        local: Mapping[str, Place],
+        decompress: Decompress,
+    ) -> None:
+        if image.size > slot.size:
+            text = f"cannot install: expected a slot of {image.size} bytes at least, got {slot.size}"
+            raise MachineError("slot-too-small", text)
+        if running is not None and os.path.realpath(running.device) == os.path.realpath(slot.device) and (
+            running.offset < slot.offset + slot.size and slot.offset < running.offset + running.size
+        ):  # fmt: skip
+            raise MachineError("slot-runs", f"cannot write slot {slot.name}: it is the one that runs")
+        self._image, self._slot, self._running, self._local = image, slot, running, local
+        self._decompress = decompress
+        self.reused = self.fetched = 0  # bytes of the image; of the bundle
+
+    def write(self, start: int, frames: Opened, checkpoint: Callable[[int], None]) -> None:
+        """From byte `start` of the image, a chunk's beginning, to its end. `checkpoint` is told how far
+        everything is on the disk. Raises ServerUnreachable (go on later), TrustError, MachineError."""
+        chunks = [chunk for chunk in self._image.chunks if chunk.offset >= start]
+        try:
+            fd = os.open(self._slot.device, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise failed("write", self._slot.device, error) from error
+        source = None
+        try:
+            source = self._source()
+            self._write(fd, source, chunks, frames, checkpoint)
+            os.fsync(fd)
+        except OSError as error:
+            raise failed("write", self._slot.device, error) from error
+        finally:
+            os.close(fd)
+            if source is not None:
+                os.close(source)
+
+    def _source(self) -> int | None:
+        if self._running is None or not self._local:
+            return None
+        return os.open(self._running.device, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _write(
+        self,
+        fd: int,
+        source: int | None,
+        chunks: list[Chunk],
+        frames: Opened,
+        checkpoint: Callable[[int], None],
+    ) -> None:
+        needed = [chunk for chunk in chunks if chunk.length and not self._has(source, chunk)]
+        opened = frames(needed)
+        coming = iter(opened)
+        safe = chunks[0].offset if chunks else 0
+        try:
+            for chunk in chunks:
+                self._put(fd, chunk, self._content(source, chunk, coming))
+                if chunk.offset + chunk.size - safe >= CHECKPOINT:
+                    os.fsync(fd)
+                    safe = chunk.offset + chunk.size
+                    checkpoint(safe)
+                    reach("slot:checkpoint")
+        finally:
+            self.fetched += opened.fetched
+
+    def _has(self, source: int | None, chunk: Chunk) -> bool:
+        place = self._local.get(chunk.sha256)
+        return source is not None and place is not None and place.size == chunk.size
+
+    def _content(self, source: int | None, chunk: Chunk, coming: Iterator[tuple[Chunk, bytes]]) -> bytes:
+        """The chunk's bytes, as signed. Raises TrustError `altered-chunk`."""
+        if not chunk.length:
+            return bytes(chunk.size)
+        if self._has(source, chunk):
+            assert source is not None
+            assert self._running is not None
+            place = self._local[chunk.sha256]
+            data = os.pread(source, place.size, self._running.offset + place.offset)
+            if hashlib.sha256(data).hexdigest() != chunk.sha256:
+                raise TrustError("altered-chunk", "the running slot changed while it was read")
+            self.reused += len(data)
+            return data
+        _, frame = next(coming)
+        try:
+            data = self._decompress(frame, chunk.size)
+        except InputError as error:
+            raise TrustError("altered-chunk", f"chunk at {chunk.offset}: {error.text}") from None
+        if len(data) != chunk.size or hashlib.sha256(data).hexdigest() != chunk.sha256:
+            text = f"cannot trust the chunk at {chunk.offset}: expected SHA-256 {chunk.sha256[:16]}…"
+            raise TrustError("altered-chunk", text)
+        return data
+
+    def _put(self, fd: int, chunk: Chunk, data: bytes) -> None:
+        view, at = memoryview(data), self._slot.offset + chunk.offset
+        while view:
+            count = os.pwrite(fd, view, at)
+            view, at = view[count:], at + count
+
+
+def check_slot(image: Image, slot: Slot, progress: Callable[[int], None] = lambda _: None) -> None:
+    """Read the slot back from the disk itself. Raises MachineError `not-as-written`."""
+    whole, left, at = hashlib.sha256(), image.size, slot.offset
+    buffer = memoryview(bytearray(READ))
+    try:
+        fd = os.open(slot.device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(fd, slot.offset, image.size, os.POSIX_FADV_DONTNEED)
+            while left > 0:
+                count = os.preadv(fd, [buffer[: min(READ, left)]], at)
+                if not count:
+                    break
+                whole.update(buffer[:count])
+                left, at = left - count, at + count
+                os.posix_fadvise(fd, at - count, count, os.POSIX_FADV_DONTNEED)
+                progress(image.size - left)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise failed("read", slot.device, error) from error
+    if left or whole.hexdigest() != image.sha256:
+        text = f"cannot trust slot {slot.name}: expected SHA-256 {image.sha256[:16]}…, got {whole.hexdigest()[:16]}…"
+        raise MachineError("not-as-written", text)

@@ -1,0 +1,171 @@
+"""An image into a slot: from ranges and from the running slot, cut off anywhere, altered anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from instar.core.errors import MachineError, ServerUnreachable, TrustError
+from instar.host import zstd
+from instar.host.boot.slots import Slot
+from instar.targets.slots.source import Frames, Head, index, read_head
+from instar.targets.slots.writer import Writer, check_slot
+from instar.trust.bundle import BLOCK, Chunk
+from instar_server.trust.bundle import About, build
+from tests.node.boot.test_disks import image as kernel_image
+
+ABOUT = About("lab", "1.1.0", ("qemu",), "x86_64")
+SIZE = 64 << 20
+DECOMPRESS = zstd.decompressor()
+
+
+class File:
+    """Serves a file by ranges, as the server does; may end early, once, after so many bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.served, self.cut_after = path, 0, -1
+        self.requests = 0
+
+    @contextlib.contextmanager
+    def stream(self, _path: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        self.requests += 1
+        yield True, self._pieces(start)
+
+    def _pieces(self, start: int) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            file.seek(start)
+            while piece := file.read(65_536):
+                if 0 <= self.cut_after < self.served:
+                    self.cut_after = -1
+                    return
+                self.served += len(piece)
+                yield piece
+
+
+def noise(count: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(count)
+
+
+class World:
+    """Slot A holds the running image; the bundle's image differs from it by what was put into its middle."""
+
+    def __init__(self, folder: Path) -> None:
+        old = noise(3 << 20, 1) + noise(9 << 20, 2) + bytes(1 << 20)
+        new = old[: 3 << 20] + noise(5 * BLOCK, 3) + old[3 << 20 :]
+        self.new = new
+        self.slots = []
+        for name, data in (("a", old), ("b", b"")):
+            path = folder / f"slot-{name}"
+            path.write_bytes(data)
+            os.truncate(path, SIZE)
+            self.slots.append(Slot(name, path, 0, SIZE))
+        root, kernel = folder / "root", folder / "kernel"
+        root.write_bytes(new)
+        kernel.write_bytes(
+            kernel_image({".linux": b"k" * 9000, ".initrd": b"i" * 9000, ".cmdline": b"quiet"})
+        )
+        self.built = build(ABOUT, root, kernel, folder / "bundle")
+        self.file = File(folder / "bundle")
+        self.head: Head = read_head(self.file, "/b", self.built.custom["digest"])
+        self.file.served = 0
+        self.local = index(self.slots[0], len(old))
+
+    def writer(self, local: bool = True) -> Writer:
+        found = self.local if local else {}
+        return Writer(self.head.bundle.image("root"), self.slots[1], self.slots[0], found, DECOMPRESS)
+
+    def frames(self, needed: list[Chunk]) -> Frames:
+        return Frames(self.file, "/b", self.head.frames, needed, lambda _: None)
+
+    def check(self) -> None:
+        check_slot(self.head.bundle.image("root"), self.slots[1])
+        assert self.slots[1].device.read_bytes()[: len(self.new)] == self.new
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_whole_image_comes_by_one_request(world: World) -> None:
+    writer = world.writer(local=False)
+    before = world.file.requests
+    writer.write(0, world.frames, lambda _: None)
+    world.check()
+    assert world.file.requests == before + 1
+    assert writer.reused == 0
+
+
+def test_what_the_running_slot_has_is_not_fetched(world: World) -> None:
+    writer = world.writer()
+    writer.write(0, world.frames, lambda _: None)
+    world.check()
+    assert writer.fetched < len(world.new) * 0.05  # five blocks changed, in the middle, and all behind moved
+    assert writer.reused > len(world.new) * 0.85
+
+
+def test_running_slot_is_never_written(world: World) -> None:
+    before = world.slots[0].device.read_bytes()
+    world.writer().write(0, world.frames, lambda _: None)
+    assert world.slots[0].device.read_bytes() == before
+    with pytest.raises(MachineError, match="the one that runs"):
+        Writer(world.head.bundle.image("root"), world.slots[0], world.slots[0], {}, DECOMPRESS)
+
+
+def test_cut_transfer_goes_on_from_its_checkpoint(world: World) -> None:
+    marks = [0]
+    world.file.cut_after = 10 << 20
+    with pytest.raises(ServerUnreachable, match="ended early"):
+        world.writer(local=False).write(0, world.frames, marks.append)
+    assert marks[-1] >= 8 << 20
+    served = world.file.served
+    world.writer(local=False).write(marks[-1], world.frames, marks.append)
+    world.check()
+    assert world.file.served - served < len(world.new) - (7 << 20)
+
+
+def test_flipped_bit_on_the_way_is_refused(world: World) -> None:
+    data = bytearray(world.file.path.read_bytes())
+    data[world.head.frames + 200_000] ^= 1
+    world.file.path.write_bytes(data)
+    with pytest.raises(TrustError) as error:
+        world.writer(local=False).write(0, world.frames, lambda _: None)
+    assert error.value.code == "altered-chunk"
+
+
+def test_flipped_bit_in_the_manifest_is_refused(world: World) -> None:
+    data = bytearray(world.file.path.read_bytes())
+    data[100] ^= 1
+    world.file.path.write_bytes(data)
+    with pytest.raises(TrustError) as error:
+        read_head(world.file, "/b", world.built.custom["digest"])
+    assert error.value.code == "altered-bundle"
+
+
+def test_flipped_bit_on_the_disk_is_found_when_it_is_read_back(world: World) -> None:
+    world.writer().write(0, world.frames, lambda _: None)
+    with world.slots[1].device.open("r+b") as file:
+        file.seek(4 << 20)
+        file.write(bytes((file.read(1)[0] ^ 1,)))
+    with pytest.raises(MachineError) as error:
+        check_slot(world.head.bundle.image("root"), world.slots[1])
+    assert error.value.code == "not-as-written"
+
+
+def test_slot_that_is_too_small_is_refused_first(world: World) -> None:
+    small = world.slots[1]._replace(size=1 << 20)
+    with pytest.raises(MachineError, match="expected a slot of") as error:
+        Writer(world.head.bundle.image("root"), small, world.slots[0], {}, DECOMPRESS)
+    assert error.value.code == "slot-too-small"
+
+
+def test_memory_does_not_grow_with_the_image(world: World) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    world.writer(local=False).write(0, world.frames, lambda _: None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 24 * 1024  # KiB
