@@ -1,0 +1,1 @@
+"""What runs inside: shell for the initial file system, Python for process 1."""

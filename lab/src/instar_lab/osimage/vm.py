@@ -1,0 +1,126 @@
+"""One machine under QEMU with real firmware (OVMF), without hardware help: what it says on its serial line.
+
+Always by software (`-accel tcg`): a /dev/kvm may be there and fail late. The disk and the variable store are
+files that can be looked at when it is off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from instar.core.errors import MachineError
+from instar_lab.osimage.packages import FIRMWARE
+
+VARIABLES = FIRMWARE.with_name("OVMF_VARS_4M.fd")
+MEMORY_MIB = 512
+END_S = 10.0
+HOST = "10.0.2.2"  # the host as the guest sees it, in QEMU's user network
+
+
+class Vm:
+    """A context manager. `folder` gets `serial.log` and `variables.fd`; `disk` is written to."""
+
+    def __init__(self, folder: Path, disk: Path, settings: Mapping[str, Path] | None = None) -> None:
+        self.folder, self.disk = folder, disk
+        self.variables, self.serial = folder / "variables.fd", folder / "serial.log"
+        self._settings = settings or {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: list[tuple[float, str]] = []
+        self._news = threading.Condition()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.variables.exists():
+            shutil.copy(VARIABLES, self.variables)
+
+    def __enter__(self) -> Vm:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cut_power()
+
+    def start(self) -> None:
+        """Raises MachineError `no-vm`."""
+        words = [
+            "qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64,+rdrand", "-machine", "q35", "-m", str(MEMORY_MIB),
+            "-display", "none", "-monitor", "none", "-serial", "stdio", "-nodefaults",
+            "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}",
+            "-drive", f"if=pflash,format=raw,unit=1,file={self.variables}",
+            "-drive", f"if=none,id=disk,format=raw,cache=writeback,file={self.disk}",
+            "-device", "nvme,drive=disk,serial=1",
+            "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci",
+        ]  # fmt: skip
+        for name, path in self._settings.items():
+            words += ["-fw_cfg", f"name=opt/instar/{name},file={path}"]
+        try:
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        except OSError as error:
+            raise MachineError("no-vm", f"cannot start QEMU: {error}") from None
+        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with self.serial.open("ab") as log:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                text = line.decode(errors="replace").rstrip()
+                with self._news:
+                    self._lines.append((time.monotonic(), text))
+                    self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    # --- looking
+
+    @property
+    def mark(self) -> int:
+        """Where the serial line stands now, for `wait_for`."""
+        return len(self._lines)
+
+    def lines(self, since: int = 0) -> list[str]:
+        return [text for _, text in self._lines[since:]]
+
+    def wait_for(self, words: str, within_s: float, since: int = 0) -> str:
+        """The first line from `since` on that holds `words`. Raises MachineError `not-seen` with the last lines."""
+        end = time.monotonic() + within_s
+        at = since
+        with self._news:
+            while True:
+                for number in range(at, len(self._lines)):
+                    if words in self._lines[number][1]:
+                        return self._lines[number][1]
+                at = len(self._lines)
+                left = end - time.monotonic()
+                running = self._process is not None and self._process.poll() is None
+                if left <= 0 or not (running or self._news.wait(0.2)):
+                    tail = "\n".join(self.lines()[-40:])
+                    raise MachineError(
+                        "not-seen", f"cannot go on: no {words!r} within {within_s:g} s:\n{tail}"
+                    )
+                self._news.wait(min(left, 1.0))
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    # --- ending
+
+    def cut_power(self) -> None:
+        """End it at once. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.wait(END_S)
