@@ -22,11 +22,21 @@ settings.register_profile(
 )
 settings.load_profile("node")
 
+MEMORY = Path("/dev/shm")
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder whose path is short enough for Unix sockets."""
     with tempfile.TemporaryDirectory(prefix="instar-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory, where there is one: for many power cuts that only the code has to survive."""
+    place = str(MEMORY) if MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="i-", dir=place, ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 

@@ -75,7 +75,7 @@ def test_loader_is_used_only_where_it_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("act", [lambda b: b.try_once("b"), lambda b: b.prefer("b")], ids=["try", "prefer"])
 def test_some_slot_always_starts_wherever_it_is_cut_off(
-    tmp_path: Path, act: Callable[[Counting], object]
+    memory: Path, act: Callable[[Counting], object]
 ) -> None:
     numbers = count()
 
@@ -83,7 +83,7 @@ def test_some_slot_always_starts_wherever_it_is_cut_off(
         return Counting(machine.loader_variables, machine.esp)
 
     machines = crashed_at_every_line(
-        lambda: prepared(tmp_path / str(next(numbers))), lambda machine: act(counting(machine))
+        lambda: prepared(memory / str(next(numbers))), lambda machine: act(counting(machine))
     )
     assert len(machines) > 10
     for machine in machines:

@@ -161,10 +161,10 @@ def test_full_store_changes_nothing(machine: Machine, tmp_path: Path) -> None:
     ids=["try once", "prefer", "repair"],
 )
 def test_some_slot_always_starts_wherever_it_is_cut_off(
-    tmp_path: Path, act: Callable[[Machine], object], may_run: set[str]
+    memory: Path, act: Callable[[Machine], object], may_run: set[str]
 ) -> None:
     numbers = count()
-    machines = crashed_at_every_line(lambda: prepared(tmp_path / str(next(numbers))), act)
+    machines = crashed_at_every_line(lambda: prepared(memory / str(next(numbers))), act)
     assert len(machines) > 20
     for machine in machines:
         assert machine.boot() in may_run

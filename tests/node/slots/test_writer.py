@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from instar.host.boot.slots import Slot
 from instar.targets.slots.source import Frames, Head, index, read_head
 from instar.targets.slots.writer import Writer, check_slot
 from instar.trust.bundle import BLOCK, Chunk
-from instar_server.trust.bundle import About, build
+from instar_server.trust.bundle import About, Built, build
 from tests.node.boot.test_disks import image as kernel_image
 
 ABOUT = About("lab", "1.1.0", ("qemu",), "x86_64")
@@ -52,29 +53,36 @@ def noise(count: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(count)
 
 
+OLD = noise(3 << 20, 1) + noise(9 << 20, 2) + bytes(1 << 20)
+NEW = OLD[: 3 << 20] + noise(5 * BLOCK, 3) + OLD[3 << 20 :]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Built]:
+    """The bundle of NEW; making it takes longest."""
+    folder = tmp_path_factory.mktemp("bundle")
+    root, kernel = folder / "root", folder / "kernel"
+    root.write_bytes(NEW)
+    kernel.write_bytes(kernel_image({".linux": b"k" * 9000, ".initrd": b"i" * 9000, ".cmdline": b"quiet"}))
+    return folder / "bundle", build(ABOUT, root, kernel, folder / "bundle")
+
+
 class World:
     """Slot A holds the running image; the bundle's image differs from it by what was put into its middle."""
 
-    def __init__(self, folder: Path) -> None:
-        old = noise(3 << 20, 1) + noise(9 << 20, 2) + bytes(1 << 20)
-        new = old[: 3 << 20] + noise(5 * BLOCK, 3) + old[3 << 20 :]
-        self.new = new
+    def __init__(self, folder: Path, bundle: Path, built: Built) -> None:
+        self.new, self.built = NEW, built
         self.slots = []
-        for name, data in (("a", old), ("b", b"")):
+        for name, data in (("a", OLD), ("b", b"")):
             path = folder / f"slot-{name}"
             path.write_bytes(data)
             os.truncate(path, SIZE)
             self.slots.append(Slot(name, path, 0, SIZE))
-        root, kernel = folder / "root", folder / "kernel"
-        root.write_bytes(new)
-        kernel.write_bytes(
-            kernel_image({".linux": b"k" * 9000, ".initrd": b"i" * 9000, ".cmdline": b"quiet"})
-        )
-        self.built = build(ABOUT, root, kernel, folder / "bundle")
+        shutil.copy(bundle, folder / "bundle")
         self.file = File(folder / "bundle")
-        self.head: Head = read_head(self.file, "/b", self.built.custom["digest"])
+        self.head: Head = read_head(self.file, "/b", built.custom["digest"])
         self.file.served = 0
-        self.local = index(self.slots[0], len(old))
+        self.local = index(self.slots[0], len(OLD))
 
     def writer(self, local: bool = True) -> Writer:
         found = self.local if local else {}
@@ -89,8 +97,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path, made: tuple[Path, Built]) -> World:
+    return World(tmp_path, *made)
 
 
 def test_whole_image_comes_by_one_request(world: World) -> None:

@@ -13,19 +13,19 @@ import platform
 from pathlib import Path
 
 from instar.core.errors import InputError, MachineError
+from instar.host.boot.running import MARK
 from instar.trust import pe
 
 CALLS = {"x86_64": 320, "aarch64": 294}  # number of kexec_file_load, by machine
 UNLOAD = 1
 LOADED = Path("/sys/kernel/kexec_loaded")
 PLACEHOLDER = b"@SLOT@"
-MARK = b" instar.via=kexec"  # so that the system knows how it was started
 MOST_LINE, MOST_KERNEL, MOST_INITIAL = 4096, 256 << 20, 1 << 30
 
 
 def command_line(raw: bytes, slot: str) -> bytes:
     """The kernel's command line for `slot`. Raises InputError `bad-command-line`."""
-    line = raw.rstrip(b"\0\n ").replace(PLACEHOLDER, slot.encode()) + MARK
+    line = raw.rstrip(b"\0\n ").replace(PLACEHOLDER, slot.encode()) + b" " + MARK
     if len(line) >= MOST_LINE or b"\0" in line or b"\n" in line:
         raise InputError("bad-command-line", "cannot use the command line: it is too long, or not one line")
     return line

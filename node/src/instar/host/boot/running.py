@@ -9,6 +9,8 @@ from pathlib import Path
 from instar.host.boot.slots import Slot
 
 MOUNTS, DEVICES = Path("/proc/self/mountinfo"), Path("/sys/dev/block")
+LINE = Path("/proc/cmdline")
+MARK = b"instar.via=kexec"
 DEEPEST = 8  # device mapper on device mapper …
 
 
@@ -19,6 +21,15 @@ def running(slots: Iterable[Slot], mounts: Path = MOUNTS, devices: Path = DEVICE
         if _number(slot.device) in below or str(_real(slot.device)) in below:
             return slot.name
     return ""
+
+
+def booted_by(line: Path = LINE) -> str:
+    """`kexec`, by the mark that our own kexec leaves on the command line, else `firmware`; '' when unreadable."""
+    try:
+        words = line.read_bytes().split()
+    except OSError:
+        return ""
+    return "kexec" if MARK in words else "firmware"
 
 
 def _root(mounts: Path) -> str:
