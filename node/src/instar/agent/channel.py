@@ -17,6 +17,7 @@ from instar.core.errors import InputError, InstarError, MachineError, ServerUnre
 from instar.wire.messages import (
     HELLO_WITHIN_S,
     Ack,
+    AgentUpdate,
     Cancel,
     Command,
     Error,
@@ -28,8 +29,13 @@ from instar.wire.messages import (
     Ping,
     Pong,
     Refused,
+    UpdateBlock,
+    UpdateEnd,
+    UpdateOffer,
     Welcome,
 )
+
+Order = Job | Cancel | Command | AgentUpdate | UpdateOffer | UpdateBlock | UpdateEnd
 
 WELCOME_WITHIN_S = HELLO_WITHIN_S
 PONG_WITHIN_S = 10.0
@@ -48,9 +54,11 @@ class Duties(Protocol):
     def health(self) -> Health: ...
     def welcomed(self) -> None: ...
     def look(self, reason: str) -> None: ...
-    def job(self, job: Job) -> None: ...  # this and the next two may raise InputError, which the server gets
+    def job(self, job: Job) -> None: ...  # this and the next four may raise InputError, which the server gets
     def cancel(self, job_id: str) -> None: ...
     def command(self, command: Command) -> None: ...
+    def update(self, message: UpdateOffer | UpdateBlock | UpdateEnd) -> None: ...
+    def recover(self, order: AgentUpdate, pin: str) -> None: ...  # `pin` as Link.pin
     def acknowledged(self, item_id: str) -> None: ...  # a job's result, or a command's end
 
 
@@ -189,15 +197,19 @@ class Channel:
         self._pings += 1
         return Ping(self._pings)
 
-    def _take(self, link: Link, order: Job | Cancel | Command) -> None:
+    def _take(self, link: Link, order: Order) -> None:
         """What the server wants done. One that this node cannot take is answered, and costs nothing else."""
         try:
             if isinstance(order, Job):
                 self._duties.job(order)
             elif isinstance(order, Cancel):
                 self._duties.cancel(order.id)
-            else:
+            elif isinstance(order, Command):
                 self._duties.command(order)
+            elif isinstance(order, AgentUpdate):
+                self._duties.recover(order, link.pin())
+            else:
+                self._duties.update(order)
         except InputError as error:
             log.warning("a %s from the server: %s", order.T, error.text)
             link.send(Error(error.code, error.text))
@@ -208,7 +220,7 @@ class Channel:
         """Obey one message. What cannot be obeyed is answered with an `error`; the connection stays."""
         if isinstance(message, Unusable):
             log.warning("a frame from the server: %s (%s)", message.problem.text, message.problem.code)
-        elif isinstance(message, (Job, Cancel, Command)):
+        elif isinstance(message, Order):
             self._take(link, message)
         elif isinstance(message, Ack):
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from typing import NamedTuple
 
@@ -49,6 +50,12 @@ class Link:
         """Write now. Raises InputError when no frame can hold `message`."""
         self._socket.send_text(encode(message))
         self._flush()
+
+    def pin(self) -> str:
+        """The SHA-256, hexadecimal, of the certificate that the server showed; '' when there is none."""
+        secured = self._writer.get_extra_info("ssl_object")
+        shown = secured.getpeercert(binary_form=True) if secured is not None else None
+        return hashlib.sha256(shown).hexdigest() if shown else ""
 
     async def receive(self, within_s: float) -> list[Incoming]:
         """What came, in order; [] when `within_s` passed without a whole message.

@@ -20,7 +20,7 @@ from instar.agent.jobs import Jobs
 from instar.agent.late import Late
 from instar.agent.link import Link, open_link
 from instar.agent.local_api import LocalApi
-from instar.agent.node import load_node
+from instar.agent.node import Node, load_node
 from instar.agent.poke import Poke
 from instar.agent.rehearse import rehearse
 from instar.agent.renew import Renewer
@@ -44,6 +44,8 @@ from instar.host.program import Program, running_program
 if TYPE_CHECKING:
     from instar.agent.check import Checks
     from instar.agent.commands import Commands
+    from instar.agent.native import Native
+    from instar.agent.recovery import Recovery
     from instar.agent.supervisor import Supervisor
 
 USAGE = (
@@ -116,6 +118,7 @@ async def _reside(layout: Layout, program: Program) -> bool:
     agent.channel = channel = Channel(connect, agent, Backoff(*RECONNECT), random01, clock.monotonic)
     agent.poke = Poke(node.wake, agent.poked, clock.monotonic)
     runners = _wire_modules(layout, program, clock, agent)
+    _wire_updates(layout, program, node, clock, agent)
     jobs = agent.jobs
     api = LocalApi(layout.socket("agent"), agent.handlers())
     await api.open()
@@ -130,6 +133,8 @@ async def _reside(layout: Layout, program: Program) -> bool:
         asyncio.create_task(waker.run(), name="waker"),
         asyncio.create_task(renewer.run(), name="renewer"),
         asyncio.create_task(agent.poke.run(), name="poke"),
+        asyncio.create_task(agent.native.run(), name="native"),
+        asyncio.create_task(agent.recovery.run(), name="recovery"),
         asyncio.create_task(watch_updater(layout.line("updater").trial, guard), name="watch"),
         commands,
     ]
@@ -151,7 +156,7 @@ def _wire_modules(layout: Layout, program: Program, clock: Clock, agent: Residen
     runners = Runners(program.command("runner"))
     shelf = Shelf(layout, program.command("fetch-module", "--state", str(layout.state)))
     agent.jobs = Jobs(
-        DiskStore(layout.jobs, clock.wall),
+        DiskStore(layout.jobs, clock.wall, boot_id=clock.boot_id()),
         runners,
         shelf,
         lambda: agent.modules.made,
@@ -184,6 +189,22 @@ def _wire_modules(layout: Layout, program: Program, clock: Clock, agent: Residen
     if _has_commands(layout):
         agent.commands.need()
     return runners
+
+
+def _wire_updates(layout: Layout, program: Program, node: Node, clock: Clock, agent: Resident) -> None:
+    """Updates that come through the channel; carried only once there is one."""
+
+    def native() -> Native:
+        from instar.agent.native import Native
+
+        return Native(layout, program.digest, agent.channel.send, agent.received, clock.monotonic)
+
+    def recovery() -> Recovery:
+        from instar.agent.recovery import Recovery
+
+        return Recovery(layout, program, f"https://{node.server}", clock, agent.channel.send)
+
+    agent.native, agent.recovery = Late(native), Late(recovery)
 
 
 def _has_modules(layout: Layout) -> bool:

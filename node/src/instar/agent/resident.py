@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -20,18 +21,32 @@ from instar.agent.wake import Waker
 from instar.core.errors import InputError
 from instar.core.modules import check_name
 from instar.host.clock import Clock
-from instar.host.layout import Layout
+from instar.host.layout import LINES, Layout
 from instar.host.points import reach
 from instar.host.program import Program
-from instar.wire.messages import PROTOCOL, Command, Health, Hello, Job, Message
+from instar.version import BUILT
+from instar.wire.messages import (
+    PROTOCOL,
+    AgentUpdate,
+    Command,
+    Health,
+    Hello,
+    Job,
+    Message,
+    UpdateBlock,
+    UpdateEnd,
+    UpdateOffer,
+)
 
 if TYPE_CHECKING:
     from instar.agent.check import Checks
     from instar.agent.commands import Commands
     from instar.agent.local_api import Handler
+    from instar.agent.native import Native
+    from instar.agent.recovery import Recovery
     from instar.agent.supervisor import Supervisor
 
-FEATURES = ["jobs", "modules", "commands"]
+FEATURES = ["jobs", "modules", "commands", "native", "recovery"]
 HEALTH_EVERY_S = 0.2  # least time between two that changes of modules cause
 WITHIN_S = 30.0  # for a restart that names no bound
 
@@ -53,6 +68,7 @@ def make_hello(program: Program, node: Node, clock: Clock, role: str, tx: str) -
         arch=os.uname().machine,
         python=".".join(map(str, sys.version_info[:3])),
         features=FEATURES,
+        built=BUILT,
     )
 
 
@@ -67,6 +83,8 @@ class Resident:
     poke: Poke
     modules: Late[Supervisor]
     commands: Late[Commands]
+    native: Late[Native]
+    recovery: Late[Recovery]
     checks: Callable[[], Checks]  # made when first asked for
 
     def __init__(
@@ -100,9 +118,13 @@ class Resident:
 
     def welcomed(self) -> None:
         reach("agent:welcomed")
+        with contextlib.suppress(OSError):
+            os.unlink(self._layout.starts)  # the launcher counts the starts without a welcome
         self.jobs.resend()
         if self.commands.made is not None:
             self.commands.made.resend()
+        if self.native.made is not None:
+            self.native.made.connected()
 
     def look(self, reason: str) -> None:
         log.info("the server says look: %s", ascii(reason)[:100])
@@ -117,6 +139,12 @@ class Resident:
     def command(self, command: Command) -> None:
         self.commands.need().take(command)
 
+    def update(self, message: UpdateOffer | UpdateBlock | UpdateEnd) -> None:
+        self.native.need().take(message)
+
+    def recover(self, order: AgentUpdate, pin: str) -> None:
+        self.recovery.need().take(order, pin)
+
     def acknowledged(self, item_id: str) -> None:
         """The id is a job's or a command's."""
         self.jobs.acknowledged(item_id)
@@ -124,6 +152,11 @@ class Resident:
             self.commands.made.acknowledged(item_id)
 
     # --- what its parts ask
+
+    def received(self, line: str) -> None:
+        """A whole parcel is here. A recovery core is kept until it is needed."""
+        if line in LINES:
+            self._waker.wake()
 
     def modules_changed(self) -> None:
         """Tell the server at once, but not each of many changes in a row."""

@@ -2,15 +2,16 @@
 
 A line is `<CRC-32 of the rest, 8 hex digits> <JSON>\\n`. The last line may be torn by a power cut and
 is then dropped; a bad line before it makes the journal unreadable. `v` is the schema's version:
-a journal of a newer version is unreadable to us, never guessed at.
+a journal of a newer version is unreadable to us, never guessed at. A field that a newer release has added
+within the same version is passed over: an older release must be able to go on with what a newer one began.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
 
 from instar.core.errors import InputError
 from instar.core.reason import Reason as Reason  # noqa: PLC0414 - part of a record, and imported from here
@@ -47,10 +48,30 @@ class Begin:
     cause: str  # wish | rollback | push | recovery
     generation: int = 0
     via: str = ""  # native | push | recovery: how the bytes come; '' for fetching them
+    mode: str = ""  # none | reboot | kexec: how a system image is activated; '' for the other lines
 
     @property
     def release(self) -> Release:
         return Release(self.version, self.digest)
+
+    @property
+    def anew(self) -> bool:
+        """Whether it puts the very release there that is there already, since that is damaged or asked for."""
+        return self.origin == self.release.name
+
+    @property
+    def way_back(self) -> str:
+        """The name of the release that ran before; for one that is put there anew, of that before it."""
+        return (self.fallback or self.origin) if self.anew else self.origin
+
+    def as_data(self) -> dict[str, Any]:
+        """For the first record. A later field that says nothing is left out: releases that do not know it
+        took no unknown ones either."""
+        said = asdict(self)
+        return {name: value for name, value in said.items() if value or name not in LATER}
+
+
+LATER = ("via", "mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +103,23 @@ def decode_line(line: bytes) -> Record:
         reason = body["reason"]
         return Record(
             kind=body["kind"],
-            at=Moment(**body["at"]),
+            at=_known(Moment, body["at"]),
             step=body["step"],
             event=body["event"],
-            reason=Reason(**reason) if reason else None,
+            reason=Reason(str(reason["code"]), str(reason["text"])) if reason else None,
             data=dict(body["data"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("bad-record", f"cannot read a journal record: {error}") from None
+
+
+T = TypeVar("T")
+
+
+def _known(kind: type[T], said: Any) -> T:
+    """One of `kind`, from the fields that it has; what else is said is passed over."""
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in said.items() if name in names})
 
 
 def _is_whole(line: bytes) -> bool:
@@ -147,7 +177,7 @@ class Progress:
 def fold(records: list[Record]) -> Progress:
     """Add the records up. Raises InputError `bad-journal` when they do not make a transaction."""
     try:
-        progress = Progress(Begin(**records[0].data), records[0].at, changed=records[0].at)
+        progress = Progress(_known(Begin, records[0].data), records[0].at, changed=records[0].at)
         if records[0].kind != "begin":
             raise ValueError(f"expected begin first, got {records[0].kind}")
         for record in records[1:]:

@@ -9,10 +9,10 @@ Import diet: this is in the resident agent, so `ipaddress` (it would cost 0.5 Mi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from instar.core.errors import InputError
+from instar.core.light import dataclass
 
 PRIVATE = (  # RFC 1918, loopback, link-local, RFC 4193
     "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16",

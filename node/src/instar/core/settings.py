@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from instar.core.errors import InputError
-from instar.core.networks import WakeSettings, network
+from instar.core.networks import WakeSettings, address_bytes, network
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,14 @@ class RehearsalSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """After a switch: how often, and how far apart in seconds, the new release is asked before it goes back."""
+
+    tries: int = 10
+    every_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkSettings:
     rate_bytes_s: int = 0  # 0: no cap on fetching
     proxy: str = ""  # http://host:port
@@ -37,6 +45,7 @@ class UpdaterSettings:
     poll_s: float = 0.0  # 0: as the server says
     retry_floor_s: float = 1.0
     retry_cap_s: float = 300.0
+    api: str = "127.0.0.1:7612"  # where the updater's API listens, host:port; '': nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +54,25 @@ class ModuleSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NativeSettings:
+    """Updates through the control channel. The server's figures hold where they are smaller."""
+
+    mode: str = "auto"  # auto | never | force: whatever is installed
+    block: int = 65_536  # bytes
+    window: int = 16  # blocks under way
+    rate_bytes_s: int = 0  # 0: as network.rate_bytes_s
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     trial: TrialSettings = field(default_factory=TrialSettings)
     rehearsal: RehearsalSettings = field(default_factory=RehearsalSettings)
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     updater: UpdaterSettings = field(default_factory=UpdaterSettings)
     wake: WakeSettings = field(default_factory=WakeSettings)
     modules: ModuleSettings = field(default_factory=ModuleSettings)
+    native: NativeSettings = field(default_factory=NativeSettings)
 
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -60,16 +81,24 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "trial.cap_s": (1.0, 7 * 86400.0),
     "trial.attempts": (1, 100),
     "rehearsal.within_s": (0.5, 3600.0),
+    "probe.tries": (1, 1000),
+    "probe.every_s": (0.05, 60.0),
     "network.rate_bytes_s": (0, 1e12),
     "updater.poll_s": (0.0, 86400.0),
     "updater.retry_floor_s": (0.05, 3600.0),
     "updater.retry_cap_s": (0.05, 86400.0),
     "wake.port": (0, 65535),
     "wake.every_s": (0.1, 86400.0),
+    "native.block": (1_024, 131_072),
+    "native.window": (1, 64),
+    "native.rate_bytes_s": (0, 1e12),
 }
 
+MODES = ("auto", "never", "force")
 MOST_NETWORKS = 256
 PROXY = re.compile(r"http://[^\s/?#]+/?")
+# An address, not a name: to listen must not wait for a resolver.
+ADDRESS = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]):([1-9]\d{0,4})")
 
 
 def read_settings(document: Mapping[str, Any]) -> Settings:
@@ -117,12 +146,28 @@ def _value(path: str, default: Any, value: Any) -> Any:
         raise InputError(
             "bad-config", f"cannot read config: {path}: expected an absolute path, got {value!r}"
         )
+    if path == "native.mode" and value not in MODES:
+        raise InputError(
+            "bad-config", f"cannot read config: {path}: expected one of {', '.join(MODES)}, got {value!r}"
+        )
+    if path == "updater.api" and value:
+        host_port(value)
     if path in BOUNDS:
         low, high = BOUNDS[path]
         if not low <= value <= high:
             text = f"cannot read config: {path}: expected {low:g} to {high:g}, got {value!r}"
             raise InputError("bad-config", text)
     return kind(value)
+
+
+def host_port(api: str) -> tuple[str, int]:
+    """Address and port of `updater.api`. Raises InputError `bad-config`."""
+    match = ADDRESS.fullmatch(api)
+    host, port = (match[1].strip("[]"), int(match[2])) if match else ("", 0)
+    if not 0 < port < 65536 or address_bytes(host) is None:
+        text = f"expected ADDRESS:PORT such as 127.0.0.1:7612 or [::1]:7612, got {api!a:.80}"
+        raise InputError("bad-config", f"cannot read config: updater.api: {text}")
+    return host, port
 
 
 def _networks(path: str, value: Any) -> tuple[str, ...]:

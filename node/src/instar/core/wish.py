@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,10 @@ from instar.core.releases import Release
 
 ORDER = ("updater", "agent")  # the updater first, confirmed, then the agent; then the modules, by name
 
+
+WAYS = ("native", "recovery")  # an unknown way of a newer server is the usual one: to fetch
+NATIVE, RECOVERY = WAYS
+PLACE = re.compile(r"https://[^\s/?#@]+/?")
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 3600.0
 
@@ -53,11 +58,16 @@ def read_wanted(body: Any) -> Wanted:
         present = [line for line in ORDER if lines.get(line) is not None]
         wishes = tuple(_wish(line, lines[line]) for line in (*present, *modules))
         poll_s = min(86400.0, max(1.0, float(body.get("poll_s", 300.0))))
+        artifacts = str(body.get("artifacts") or "")
+        if artifacts and not PLACE.fullmatch(artifacts):
+            raise ValueError(f"expected artifacts at https://host:port, got {artifacts[:100]!r}")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError("bad-wanted", f"cannot read what is wanted: {error!r}") from None
-    return Wanted(wishes, poll_s)
+    return Wanted(wishes, poll_s, artifacts.rstrip("/"))
 
 
 def _wish(line: str, fields: Any) -> Wish:
     release = Release(str(fields["version"]), str(fields["digest"]))
-    return Wish(line, release, str(fields["target"]), int(fields["generation"]))
+    via = fields.get("via")
+    known = via if via in WAYS and line in ORDER else ""  # modules are fetched
+    return Wish(line, release, str(fields["target"]), int(fields["generation"]), known)

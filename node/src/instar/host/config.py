@@ -10,7 +10,16 @@ from instar.host.layout import Layout
 if TYPE_CHECKING:
     from instar.core.settings import Settings
 
-TABLES = (b"[trial]", b"[rehearsal]", b"[network]", b"[updater]", b"[wake]", b"[modules]")
+TABLES = (
+    b"[trial]",
+    b"[rehearsal]",
+    b"[probe]",
+    b"[network]",
+    b"[updater]",
+    b"[wake]",
+    b"[modules]",
+    b"[native]",
+)
 
 
 def has_settings(layout: Layout) -> bool:

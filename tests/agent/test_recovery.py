@@ -1,0 +1,431 @@
+"""Recovery: a real agent has a core verified, starts it, forwards its words; the core is a small one of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import signal
+import ssl
+import time
+import zipfile
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instar.agent.recovery import Recovery
+from instar.host import processes
+from instar.host.clock import Clock
+from instar.host.incoming import Incoming
+from instar.wire.codec import decode
+from instar.wire.messages import (
+    AgentUpdate,
+    AgentUpdateDownloaded,
+    AgentUpdateEnded,
+    AgentUpdateProgress,
+    Error,
+    Message,
+    Ping,
+    Pong,
+)
+from instar_server.trust import offline
+from instar_server.trust.pack import Release
+from tests.agent.fleet import Connection, Place, Server
+from tests.agent.sending import transfer
+from tests.node.parcels import DIGEST, offer, parcel
+from tests.trust.world import World, days, now
+
+TARGET = "recovery/core-1.1.0.pyz"
+CORE = r"""
+import json, os, subprocess, sys, time
+arguments = sys.argv[1:]
+state = arguments[arguments.index("--state") + 1]
+order = json.load(open(arguments[arguments.index("--order") + 1]))
+with open(os.path.join(state, "core.json"), "w") as file:
+    said = {"argv": arguments, "order": order, "pid": os.getpid(), "sid": os.getsid(0), "cwd": os.getcwd(),
+            "flags": [sys.flags.isolated, sys.flags.no_site], "fds": sorted(os.listdir("/proc/self/fd")),
+            "environ": dict(os.environ)}
+    json.dump(said, file)
+os.rename(os.path.join(state, "core.json"), os.path.join(state, "core.said"))
+try: act = json.load(open(os.path.join(state, "act.json")))
+except FileNotFoundError: act = {}
+def say(line):
+    try: print(line if isinstance(line, str) else json.dumps(line), flush=True)
+    except BrokenPipeError: pass
+if act.get("child"):
+    child = subprocess.Popen(["sleep", "600"])
+    open(os.path.join(state, "child"), "w").write(str(child.pid))
+for line in act.get("says", []): say(line)
+print(act.get("stderr", ""), file=sys.stderr, flush=True)
+time.sleep(act.get("sleep_s", 0))
+say({"progress": {"phase": "late", "percent": 1, "text": ""}})
+if act.get("end"):
+    open(os.path.join(state, "done"), "w").write("done")
+if "ended" in act: say({"ended": act["ended"]})
+os._exit(act.get("exit", 0))
+"""
+
+# Stands in for the launcher's program: says what the test wrote down, or that it does not know the question.
+LAUNCHER = r"""
+import json, os, sys
+state = sys.argv[sys.argv.index("--state") + 1]
+try: said = open(os.path.join(state, "signed.json")).read()
+except FileNotFoundError: sys.exit("usage: instar verify: unrecognized arguments: --from")
+with open(os.path.join(state, "asked.json"), "w") as file: json.dump(sys.argv[1:], file)
+print(said)
+"""
+
+
+def zipapp(source: str = CORE) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("__main__.py", source)
+    return out.getvalue()
+
+
+ARCHIVE = zipapp()
+WHOLE = parcel(ARCHIVE, kind="recovery")
+CORE_SHA384 = hashlib.sha384(WHOLE).hexdigest()
+ORDER = AgentUpdate(
+    id="r-1",
+    url="/v1/targets/node/instar-1.1.0.tar.gz",
+    sha384="cd" * 48,
+    version="1.1.0",
+    digest=DIGEST,
+    target="node/instar-1.1.0.tar.gz",
+    core=CORE_SHA384,
+)
+GOOD = {"ok": True, "code": "", "text": "all lines done"}
+
+
+def signed(archive: bytes = ARCHIVE, kind: str = "recovery") -> dict[str, Any]:
+    """What a verify says of a good core."""
+    hashes = {"sha256": hashlib.sha256(archive).hexdigest()}
+    target = {"path": TARGET, "length": len(archive), "hashes": hashes, "custom": {"kind": kind}}
+    return {"ok": True, "target": target}
+
+
+class Ward:
+    """A node with a core, and how it is to act."""
+
+    def __init__(self, place: Place, connection: Connection) -> None:
+        self.place, self.connection, self.state = place, connection, place.layout.state
+
+    def act(self, **act: Any) -> None:
+        (self.state / "act.json").write_text(json.dumps(act))
+
+    def signed(self, answer: dict[str, Any]) -> None:
+        (self.state / "signed.json").write_text(json.dumps(answer))
+
+    async def words(self, until: type[Message] = AgentUpdateEnded) -> list[Message]:
+        """What the node says of recoveries, up to the first `until`."""
+        found: list[Message] = []
+        kinds = (AgentUpdateProgress, AgentUpdateDownloaded, AgentUpdateEnded)
+        async with asyncio.timeout(20):
+            while not found or not isinstance(found[-1], until):
+                message = decode((await self.connection.socket.receive()).data)
+                if isinstance(message, (*kinds, until)):
+                    found.append(message)
+        return found
+
+    async def recover(self, order: AgentUpdate = ORDER) -> AgentUpdateEnded:
+        await self.connection.send(order)
+        ended = (await self.words())[-1]
+        assert isinstance(ended, AgentUpdateEnded)
+        assert ended.id == order.id
+        return ended
+
+    async def core(self) -> dict[str, Any]:
+        """What the core that runs, or ran, found."""
+        async with asyncio.timeout(10):
+            while not (self.state / "core.said").exists():
+                await asyncio.sleep(0.01)
+        said: dict[str, Any] = json.loads((self.state / "core.said").read_text())
+        return said
+
+
+@pytest.fixture
+async def ward(place: Place, server: Server) -> AsyncIterator[Ward]:
+    place.layout.launcher.parent.mkdir()
+    place.layout.launcher.write_text(LAUNCHER)
+    await place.start()
+    made = Ward(place, await server.connection())
+    wanted = offer(WHOLE, line="recovery", target=TARGET, block=65_536)
+    assert (await transfer(made.connection, wanted, WHOLE)).state == "received"
+    made.signed(signed())
+    yield made
+    if (made.state / "core.said").exists():
+        end_session((await made.core())["sid"])
+
+
+def end_session(leader: int) -> None:
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.getsid(int(name)) == leader:
+                os.kill(int(name), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def gone(pid: int) -> bool:
+    return processes.start_time(pid) is None
+
+
+async def until_gone(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while not gone(pid):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_core_runs_and_its_words_come(ward: Ward, tmp_path: Path) -> None:
+    ward.act(
+        says=[
+            {"progress": {"phase": "fetch", "percent": 0, "text": "from the server"}},
+            "no JSON",
+            '{"progress": 7}',
+            {"progress": {"phase": "fetch", "percent": 100.0}},
+            {"downloaded": "cd" * 48},
+            {"downloaded": "short"},
+            {"progress": {"phase": "install", "percent": 1e9}},
+        ],
+        ended=GOOD,
+    )
+    await ward.connection.send(ORDER)
+    assert await ward.words() == [
+        AgentUpdateProgress("r-1", "verify"),
+        AgentUpdateProgress("r-1", "start"),
+        AgentUpdateProgress("r-1", "fetch", 0.0, "from the server"),
+        AgentUpdateProgress("r-1", "fetch", 100.0),
+        AgentUpdateDownloaded("r-1", "cd" * 48),
+        AgentUpdateProgress("r-1", "install", -1.0),
+        AgentUpdateProgress("r-1", "late", 1.0),
+        AgentUpdateEnded("r-1", True, "", "all lines done"),
+    ]
+    said = await ward.core()
+    assert said["argv"] == [
+        "--state",
+        str(ward.state),
+        "--order",
+        str(ward.state / "run/recovery/order.json"),
+    ]
+    assert (said["flags"], said["cwd"], said["sid"]) == ([1, 1], "/", said["pid"])
+    assert len(said["fds"]) <= 6, said["fds"]  # 0, 1, 2, the program, the listing, and what it writes
+    assert set(said["environ"]) <= {"PATH", "LANG", "LC_CTYPE"}
+    order = said["order"]
+    certificate = (
+        (tmp_path / "server.pem").read_text().partition("-----BEGIN EC")[0].partition("-----BEGIN PRIV")[0]
+    )
+    assert order.pop("pin") == hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).hexdigest()
+    server = json.loads(ward.place.layout.node.read_text())["server"]
+    assert order == {
+        "v": 1, "id": "r-1", "url": ORDER.url, "sha384": ORDER.sha384, "version": "1.1.0", "digest": DIGEST,
+        "target": ORDER.target, "lines": ["agent"], "server": server,
+    }  # fmt: skip
+    asked = json.loads((ward.state / "asked.json").read_text())
+    kept = ward.place.layout.incoming / CORE_SHA384[:24]
+    assert asked == [
+        "verify",
+        "--state",
+        str(ward.state),
+        "--target",
+        TARGET,
+        "--from",
+        str(kept / "metadata"),
+    ]
+
+
+async def test_the_channel_goes_on_and_one_runs_at_a_time(ward: Ward) -> None:
+    ward.act(sleep_s=1.0, ended=GOOD)
+    await ward.connection.send(ORDER)
+    await ward.core()
+    await ward.connection.send(ORDER)  # the same again: nothing
+    await ward.connection.send(replace(ORDER, id="r-2"))
+    await ward.connection.send(Ping(7))
+    said = await ward.words()
+    assert [(m.id, m.code) for m in said if isinstance(m, AgentUpdateEnded)] == [("r-2", "busy")]
+    while (await ward.connection.expect(Pong)).n != 7:
+        pass
+    ended = (await ward.words())[-1]
+    assert (ended.id, ended.ok) == ("r-1", True)  # type: ignore[union-attr]
+    assert (await ward.recover(replace(ORDER, id="r-3"))).ok
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "words"),
+    [({"exit": 3, "stderr": "Traceback: it fell"}, "core-failed", "ended with status 3\nTraceback: it fell"),
+     ({"exit": 5, "ended": {"ok": False, "code": "bad-hash", "text": "three bad ones"}, "stderr": "x"}, "bad-hash", "three bad ones\nx"),
+     ({"exit": 1, "ended": GOOD}, "core-failed", "ended with status 1"),
+     ({"exit": 0}, "core-failed", "ended with status 0")],
+)  # fmt: skip
+async def test_a_core_that_fails(ward: Ward, act: dict[str, Any], code: str, words: str) -> None:
+    ward.act(**act)
+    ended = await ward.recover()
+    assert (ended.ok, ended.code) == (False, code)
+    assert ended.text.endswith(words), ended.text
+
+
+async def test_a_core_that_floods_and_is_killed(ward: Ward) -> None:
+    flood = "x" * 200_000
+    ward.act(
+        says=[flood, flood, {"progress": {"phase": "p" * 1000, "percent": 5, "text": "t" * 9000}}],
+        stderr=flood,
+    )
+    await ward.connection.send(ORDER)
+    said = await ward.words()
+    longest = next(m for m in said if isinstance(m, AgentUpdateProgress) and m.percent == 5)
+    assert (len(longest.phase), len(longest.text)) == (64, 300)
+    assert len(said[-1].text) < 1200  # type: ignore[union-attr]
+    ward.act(sleep_s=60)
+    (ward.state / "core.said").unlink()
+    await ward.connection.send(replace(ORDER, id="r-2"))
+    os.kill((await ward.core())["pid"], signal.SIGKILL)
+    assert "SIGKILL" in (await ward.words())[-1].text  # type: ignore[union-attr]
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "altered-core": signed(b"another"),
+    "altered-core, another kind": signed(kind="node"),
+    "no-such-target": {
+        "ok": False,
+        "error": {"code": "no-such-target", "text": "cannot find"},
+        "kind": "absent",
+    },
+    "bad-signature": {
+        "ok": False,
+        "error": {"code": "bad-signature", "text": "cannot trust"},
+        "kind": "trust",
+    },
+    "cannot-verify": {"ok": True},
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_what_is_not_signed_does_not_run(ward: Ward, case: str) -> None:
+    ward.act(ended=GOOD)
+    ward.signed(REFUSED[case])
+    ended = await ward.recover()
+    assert (ended.ok, ended.code) == (False, case.partition(",")[0])
+    assert not (ward.state / "core.said").exists()
+    assert not (ward.state / "run/recovery/core.pyz").exists()
+    ward.signed(signed())
+    assert (await ward.recover(replace(ORDER, id="r-2"))).ok
+
+
+async def test_a_core_that_was_changed_on_the_disk(ward: Ward) -> None:
+    kept = Incoming(ward.place.layout.incoming).of_sha384(CORE_SHA384)
+    assert kept is not None
+    kept.archive.write_bytes(zipapp(CORE.replace("late", "evil")))
+    ended = await ward.recover()
+    assert ended.code == "altered-core"
+    assert not (ward.state / "core.said").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"core": "0" * 96}, "no-core"),
+     ({"core": hashlib.sha384(b"").hexdigest()}, "no-core")],
+)  # fmt: skip
+async def test_no_core(ward: Ward, changes: dict[str, Any], code: str) -> None:
+    assert (await ward.recover(replace(ORDER, **changes))).code == code
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"id": ""}, {"id": "x" * 201}, {"url": "http://x/y"}, {"url": "file:///etc/passwd"}, {"url": "/a b"},
+     {"url": "/" + "x" * 3000}, {"sha384": "x"}, {"core": "../x"}, {"digest": "x"}, {"version": "1"},
+     {"target": "../x"}, {"target": "node/../x"}, {"lines": []}, {"lines": ["agent", "agent"]},
+     {"lines": ["module/x"]}],
+    ids=str,
+)  # fmt: skip
+async def test_orders_of_no_use(place: Place, server: Server, changes: dict[str, Any]) -> None:
+    await place.start()
+    connection = await server.connection()
+    await connection.send(replace(ORDER, **changes))
+    assert (await connection.expect(Error)).code == "bad-order"
+    await connection.send(ORDER)
+    assert (await connection.expect(AgentUpdateEnded)).code == "no-core"
+
+
+async def test_the_core_outlives_the_agent(ward: Ward) -> None:
+    """Killed, or told to stop: the core goes on to its end, and the next agent does not start a second one."""
+    ward.act(sleep_s=3.0, end=True, ended=GOOD)
+    await ward.connection.send(ORDER)
+    core = await ward.core()
+    first = ward.place.started[0]
+    first.process.kill()
+    await first.wait()
+    ward.connection.over.set()
+    await ward.place.start()
+    assert not gone(core["pid"])
+
+
+async def test_a_second_agent_starts_no_second_core(ward: Ward, server: Server) -> None:
+    ward.act(sleep_s=3.0, end=True, ended=GOOD)
+    await ward.connection.send(ORDER)
+    core = await ward.core()
+    first = ward.place.started[0]
+    first.process.terminate()
+    assert await first.wait() == 0
+    ward.connection.over.set()
+    await ward.place.start()
+    ward.connection = await server.connection()
+    assert (await ward.recover(replace(ORDER, id="r-2"))).code == "recovery-running"
+    await until_gone(core["pid"])
+    assert (ward.state / "done").exists()
+    ward.act(ended=GOOD)
+    assert (await ward.recover(replace(ORDER, id="r-3"))).ok
+
+
+async def test_one_that_does_not_end_is_killed_with_all_it_started(ward: Ward) -> None:
+    """Played without a network: the bound is a quarter of an hour otherwise."""
+    ward.act(sleep_s=600, child=True)
+    said: list[Message] = []
+
+    def send(message: Message) -> bool:
+        said.append(message)
+        return True
+
+    place = ward.place
+    recovery = Recovery(place.layout, place.program, "https://127.0.0.1:1", Clock(), send, within_s=1.5)
+    task = asyncio.create_task(recovery.run())
+    recovery.take(ORDER, "00" * 32)
+    core = await ward.core()
+    began = time.monotonic()
+    while not said or not isinstance(said[-1], AgentUpdateEnded):
+        assert time.monotonic() < began + 20
+        await asyncio.sleep(0.02)
+    assert said[-1].code == "deadline"
+    await until_gone(core["pid"])
+    await until_gone(int((ward.state / "child").read_text()))
+    task.cancel()
+
+
+async def test_the_real_verify(place: Place, server: Server, short_folder: Path) -> None:
+    """No launcher: the agent's own program verifies real metadata; without them it refuses."""
+    world = World(short_folder)
+    custom = {"kind": "recovery", "version": "1.1.0", "digest": DIGEST}
+    core = Release(TARGET, ARCHIVE, hashlib.sha256(ARCHIVE).hexdigest(), custom)
+    world.add_blob(ARCHIVE)
+    data = offline.add_target(world.targets_bytes, TARGET, len(ARCHIVE), core.sha256, custom, days(90))
+    world.repository.publish_targets(world.sign_targets(data), now())
+    names = ["1.root.json", *(world.current(role)[0] for role in ("timestamp", "snapshot", "targets"))]
+    whole = parcel(ARCHIVE, {f"metadata/{name}": world.served()[name] for name in names}, kind="recovery")
+
+    await place.start()
+    connection = await server.connection()
+    ward = Ward(place, connection)
+    ward.act(ended=GOOD)
+    for number, each in enumerate((whole, WHOLE)):
+        wanted = offer(each, id=f"u-{number}", line="recovery", target=TARGET, block=65_536)
+        assert (await transfer(connection, wanted, each)).state == "received"
+    assert (await ward.recover(replace(ORDER, core=hashlib.sha384(whole).hexdigest()))).ok
+    (ward.state / "core.said").unlink()
+    ended = await ward.recover(replace(ORDER, id="r-2"))
+    assert not ended.ok
+    assert ended.code not in ("", "core-failed")
+    assert not (ward.state / "core.said").exists()
