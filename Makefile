@@ -11,7 +11,7 @@ VERSION ?= $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' node/src/instar/version.p
 CODE := node/src server/src lab/src bench modules tests
 PYTEST := $(BIN)/pytest
 
-.PHONY: help setup demo test check test-all test-os soak bench lint types imports format lock dist modules clean
+.PHONY: help setup demo test check test-all test-os soak bench lint types imports format lock dist deb modules clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ lock: ## Write requirements/*.txt anew (needs uv); ARGS=--upgrade for newer vers
 dist: setup ## Build dist/instar.pyz; VERSION=1.2.3 for another version than the source says
 	@mkdir -p dist
 	$(BIN)/python -m instar_lab.program.build --version $(VERSION) --out dist/instar.pyz
+
+deb: setup ## Build Debian packages of node and server in dist; VERSION=1.2.3, ARGS="--only node"
+	@$(BIN)/python -m instar_lab.deb --version $(VERSION) --out dist $(ARGS)
 
 modules: setup ## Build and pack our modules into dist/modules; ARGS=--skip-missing without compilers
 	@$(BIN)/instar-lab modules modules/* --out dist/modules $(ARGS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import jobs, nodes, report, server
+from bench import cycles, jobs, nodes, report, server
 from bench.figures import Figure
 from bench.peers import apart, beside, beside_salt
 from instar.core.errors import InstarError
@@ -24,10 +24,19 @@ def main() -> int:
         "run nothing else meanwhile.",
     )
     parser.add_argument(
-        "--only", choices=("nodes", "server", "jobs"), help="only these figures; no file is written"
+        "--only",
+        choices=("nodes", "cycles", "server", "jobs"),
+        help="only these figures; no file is written",
     )
     parser.add_argument(
         "--updates", type=int, default=10, metavar="N", help="updates to time (default %(default)s)"
+    )
+    parser.add_argument(
+        "--cycles",
+        type=int,
+        default=20,
+        metavar="N",
+        help="updates of the update test tool to time, in each mode (default %(default)s)",
     )
     parser.add_argument(
         "--agents", type=int, default=2000, metavar="N", help="simulated agents (default %(default)s)"
@@ -53,11 +62,13 @@ def main() -> int:
     try:
         if options.only in (None, "nodes"):
             figures += nodes.measure(options.updates)
+        if options.only in (None, "cycles"):
+            figures += cycles.measure(options.cycles)
         if options.only in (None, "server"):
             figures += server.measure(options.agents)
         if options.only in (None, "jobs"):
             figures += jobs.measure(options.jobs)
-        if options.peers and options.only != "jobs":
+        if options.peers and options.only not in ("jobs", "cycles"):
             figures = beside.measure(options.updates, options.peers_cache).added_to(figures)
         if options.peers and options.only in (None, "jobs"):
             figures = beside_salt.measure(options.jobs, options.peers_cache) + figures

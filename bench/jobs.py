@@ -71,7 +71,8 @@ def serves(fleet: Fleet, node: Node) -> bool:
 
 
 def round_trips(fleet: Fleet, node: Node, jobs: int) -> list[Figure]:
-    """From the API call to its answer with the node's reply in it."""
+    """Server → node → runner → server, as the server's database has it, which is what the aims are for; and
+    around it the whole API call, with its answer that has the node's reply in it."""
     select = {"nodes": [node.id]}
     figures = []
     with Client(fleet.server.access) as api:
@@ -82,13 +83,20 @@ def round_trips(fleet: Fleet, node: Node, jobs: int) -> list[Figure]:
             ("bench.service", "question to a service module", None, None),
         ):
             orders.seconds(api, module, select, WARM_UP)
-            taken = [value * 1000 for value in orders.seconds(api, module, select, jobs)]
-            figures.append(Figure(f"{words}, p50", "ms", tuple(taken), aim, PEERS))
-            figures.append(Figure(f"{words}, p99", "ms", (orders.p99(taken),), worst, PEERS_P99))
+            times = [(whole * 1000, way * 1000) for whole, way in orders.both(api, module, select, jobs)]
+            way = tuple(way for _, way in times)
+            figures.append(Figure(f"{words}, p50", "ms", way, aim, note=WAY_NOTE))
+            figures.append(Figure(f"{words}, p99", "ms", (orders.p99(list(way)),), worst, note=WAY_NOTE))
+            call = tuple(whole for whole, _ in times)
+            figures.append(Figure(f"{words}, API call, p50", "ms", call, None, PEERS, CALL_NOTE))
+            p99 = orders.p99(list(call))
+            figures.append(Figure(f"{words}, API call, p99", "ms", (p99,), None, PEERS_P99, CALL_NOTE))
         figures.append(Figure("job, Python, cold", "ms", cold(api, node), None, PEERS, COLD_NOTE))
     return [*figures, first]
 
 
+WAY_NOTE = "server → node → runner → server: the stored job's sent_at to ended_at"
+CALL_NOTE = "POST /jobs with wait_s to its answer"
 COLD_NOTE = "the fork server is killed before each"
 
 

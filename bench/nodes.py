@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import threading
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from bench.figures import Figure
 from instar_lab import machine
 from instar_lab.fleet import Fleet
+from instar_lab.listening import Listener
 from instar_lab.node import Node
 from instar_lab.program import build
 
@@ -20,46 +16,6 @@ SETTINGS = f"[trial]\nhold_s = {HOLD_S}\n"
 UPDATE_S = 60.0
 IDLE_S = 30.0
 MIB = 2**20
-
-
-@dataclass(slots=True)
-class Listener:
-    """Asks an agent's local API without a pause, and notes when each digest answered last."""
-
-    path: Path
-    last: dict[str, float] = field(default_factory=dict)  # digest -> unix time of its last answer
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def __enter__(self) -> Listener:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        assert self._thread is not None
-        self._thread.join(5.0)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._talk()
-            except (OSError, ValueError):
-                self._stop.wait(0.002)
-
-    def _talk(self) -> None:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(1.0)
-            connection.connect(str(self.path))
-            lines = connection.makefile("rb")
-            while not self._stop.is_set():
-                connection.sendall(b'{"v":1,"do":"health"}\n')
-                line = lines.readline()
-                if not line:
-                    return
-                self.last[json.loads(line)["digest"]] = time.time()
-                self._stop.wait(0.001)
 
 
 def measure(updates: int, idle_s: float = IDLE_S) -> list[Figure]:

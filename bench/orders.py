@@ -33,12 +33,20 @@ def job(api: Client, module: str, select: dict[str, Any], n: int = 0) -> dict[st
 
 
 def seconds(api: Client, module: str, select: dict[str, Any], count: int) -> list[float]:
-    """How long each of `count` jobs took, one after the other."""
+    """How long each of `count` jobs took, one after the other, from the API call to its answer."""
+    return [whole for whole, _ in both(api, module, select, count)]
+
+
+def both(api: Client, module: str, select: dict[str, Any], count: int) -> list[tuple[float, float]]:
+    """Of each of `count` jobs, one after the other, two times in seconds: from the API call to its answer; and
+    server → node → runner → server, from the order as it goes into the database (`sent_at`) to the result as
+    it has come back (`ended_at`), by the server's own clock."""
     taken = []
     for n in range(count):
         began = time.perf_counter()
         order = job(api, module, select, n)
-        taken.append(time.perf_counter() - began)
+        whole = time.perf_counter() - began
+        taken.append((whole, max(row["ended_at"] - row["sent_at"] for row in order["rows"])))
         if module != "bench.service" and any(row["reply"] != {"n": n} for row in order["rows"]):
             raise MachineError("wrong-reply", f"cannot measure: {module} gave back another number than {n}")
     return taken

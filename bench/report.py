@@ -35,6 +35,10 @@ METHOD = """\
 - **whole update**: from the answer to `want` to the journal's `confirmed` record, less the trial's hold time. TUF
   metadata, fetching, unpacking, rehearsal with a runner process, the switch, the health job, both verdicts and every
   fsync are in it.
+- **update test**: `instar-lab update-test`, agent line, held for 0.2 s, each update after a random wait of up to
+  100 ms to a build that the node never had. An update lasts from before the order until the server has stored the
+  `confirmed`; publishing the build is not in it. Pull: the node fetches; native: through the control channel;
+  recovery: a recovery core is sent, which fetches.
 - **idle memory**: resident set (RSS) of the process from /proc, thirty seconds after the last event, median of nodes.
 - **server memory per connection**: growth of the server's RSS by the simulated agents, divided by their number. Every
   agent has its own certificate and enrolled for it.

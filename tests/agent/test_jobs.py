@@ -13,6 +13,7 @@ import pytest
 
 from instar.agent.jobs import PLACES, Jobs
 from instar.agent.runners import Runners
+from instar.agent.spares import COUNT, SIZE
 from instar.agent.store import KEPT, MOST_HELD, DiskStore
 from instar.core.errors import InputError, MachineError, ReleaseError
 from instar.host import points
@@ -88,7 +89,7 @@ class World:
     def jobs(self) -> Jobs:
         """Of an agent that has just started, and has not begun to work."""
         self.runners.append(Runners(COMMAND, grouped=False))
-        disk = DiskStore(self.folder, self.clock.wall)
+        disk = DiskStore(self.folder, self.clock.wall, boot_id="boot", apart=at_once)
         return Jobs(
             disk, self.runners[-1], self.shelves.shelf, lambda: self.services, self.send, self.scratch, self.clock,
             lambda: 0.0,
@@ -144,6 +145,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     assert descriptors() == before
     assert children() == []
     assert not made.scratch.exists() or list(made.scratch.iterdir()) == []
+
+
+def at_once(work: Callable[[], None]) -> None:
+    work()
 
 
 async def end(task: asyncio.Task[None]) -> None:
@@ -234,7 +239,7 @@ async def test_what_waited_is_done_by_the_next_agent(world: World) -> None:
 
 
 async def test_what_ran_when_the_agent_died_is_not_run_again(world: World) -> None:
-    store = DiskStore(world.folder)
+    store = DiskStore(world.folder, apart=at_once)
     store.receive(world.job("x"))
     store.start("x")
     jobs = world.jobs()
@@ -246,7 +251,7 @@ async def test_what_ran_when_the_agent_died_is_not_run_again(world: World) -> No
 
 
 async def test_results_are_kept_until_acknowledged(world: World) -> None:
-    store = DiskStore(world.folder)
+    store = DiskStore(world.folder, apart=at_once)
     store.receive(world.job("x"))
     store.start("x")
     store.finish(Result("x", True))
@@ -653,7 +658,8 @@ for bad in ({"log": 7}, {"progress": "x"}, {"progress": 7}, {"progress": 0.1, "t
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return [name for name in found if not name.startswith("spare/")]
 
 
 def test_killed_between_result_and_move(tmp_path: Path) -> None:
@@ -775,8 +781,73 @@ def test_memory_of_the_past_is_bounded(tmp_path: Path) -> None:
     assert store.known(f"d{KEPT + 9:04}")
 
 
+def ready(folder: Path, boot: str = "boot") -> DiskStore:
+    """A store that has spares."""
+    store = DiskStore(folder, boot_id=boot, apart=at_once)
+    store.receive(Job("first", "m"))
+    store.finish(Result("first", True))
+    store.acknowledged("first")
+    return store
+
+
+@pytest.mark.parametrize("soon", [True, False])
+def test_begun_at_once_counts_as_begun_in_another_boot(tmp_path: Path, soon: bool) -> None:
+    ready(tmp_path).receive(Job("x", "m"), soon=soon)
+    assert [each.job.id for each in DiskStore(tmp_path, boot_id="boot").recover()] == ["x"]
+    store = DiskStore(tmp_path, boot_id="another")
+    assert [each.job.id for each in store.recover()] == ([] if soon else ["x"])
+    result = store.result("x")
+    assert (result.code if result else "") == ("interrupted" if soon else "")
+
+
+def test_without_a_boot_id_the_start_is_synced(tmp_path: Path) -> None:
+    ready(tmp_path, "").receive(Job("x", "m"), soon=True)
+    assert [each.job.id for each in DiskStore(tmp_path, boot_id="boot").recover()] == ["x"]
+
+
+@pytest.mark.parametrize("result", [None, Result("x", True, {"a": 1})])
+def test_a_job_is_found_where_its_spare_was(tmp_path: Path, result: Result | None) -> None:
+    """The power went before its new name was on the disk."""
+    store = ready(tmp_path)
+    store.receive(Job("x", "m"))
+    if result is not None:
+        store.finish(result)
+    (path,) = list(tmp_path.rglob("*x.json"))
+    path.rename(tmp_path / "spare" / "1-1-00000000")
+    again = DiskStore(tmp_path, boot_id="another")
+    assert [each.job.id for each in again.recover()] == ([] if result else ["x"])
+    assert again.result("x") == result
+    assert list((tmp_path / "spare").iterdir()) == []
+    again.receive(Job("y", "m"))
+    assert len(names(tmp_path)) == 3
+
+
+def test_what_is_found_twice_is_not_taken_in_again(tmp_path: Path) -> None:
+    store = ready(tmp_path)
+    store.receive(Job("x", "m"))
+    (path,) = (tmp_path / "inbox").iterdir()
+    (tmp_path / "spare" / "1-1-00000000").write_bytes(path.read_bytes())
+    (tmp_path / "spare" / "1-2-00000000").write_bytes(b"\0" * 10 + b"{")
+    again = DiskStore(tmp_path, boot_id="boot")
+    assert [each.job.id for each in again.recover()] == ["x"]
+    assert list((tmp_path / "spare").iterdir()) == []
+
+
+def test_a_disk_without_room_for_spares_does_without(tmp_path: Path) -> None:
+    (tmp_path / "spare").write_text("in the way")
+    store = DiskStore(tmp_path, boot_id="boot", apart=at_once)
+    for name in ("x", "y"):
+        store.receive(Job(name, "m"), soon=True)
+        store.start(name)
+        store.finish(Result(name, True))
+    again = DiskStore(tmp_path)
+    assert again.recover() == []
+    assert set(again.unacknowledged()) == {"x", "y"}
+
+
 def test_what_is_synced(tmp_path: Path) -> None:
-    """Two before `taken`, one before the run, one before the result is sent, none for the ack."""
+    """Two before `taken`, one before the run, one before the result is sent, none for the ack; where a spare
+    is ready and the run follows at once, one for both and one for the result."""
     calls: list[str] = []
 
     class Counting(Disk):
@@ -788,16 +859,29 @@ def test_what_is_synced(tmp_path: Path) -> None:
             calls.append("file")
             super().append(path, data, mode)
 
+        def write_over(self, path: Path, data: bytes, offset: int) -> None:
+            calls.append("over")
+            super().write_over(path, data, offset)
+
         def sync_folder(self, path: Path) -> None:
             calls.append(path.name)
             super().sync_folder(path)
 
-    store = DiskStore(tmp_path, disk=Counting())
+    made: list[Callable[[], None]] = []
+    store = DiskStore(tmp_path, disk=Counting(), boot_id="boot", apart=made.append)
     steps: list[tuple[Callable[[], None], list[str]]] = [
-        (lambda: store.receive(Job("x", "m")), ["file", "inbox"]),
+        (lambda: store.receive(Job("x", "m"), soon=False), ["file", "inbox"]),
         (lambda: store.start("x"), ["running"]),
         (lambda: store.finish(Result("x", True)), ["file"]),
         (lambda: store.acknowledged("x"), []),
+        (lambda: made.pop()(), [tmp_path.name, *["file"] * COUNT, "spare"]),
+        (lambda: store.receive(Job("y", "m"), soon=True), ["over"]),
+        (lambda: store.start("y"), []),
+        (lambda: store.finish(Result("y", True)), ["over"]),
+        (lambda: store.acknowledged("y"), []),
+        (lambda: store.receive(Job("z", "m"), soon=False), ["over"]),
+        (lambda: store.start("z"), ["running"]),
+        (lambda: store.finish(Result("z", True, stderr="x" * SIZE)), ["file"]),
     ]
     for step, expected in steps:
         calls.clear()

@@ -17,6 +17,7 @@ from tests.node.powercut import PowerCut, PowerDisk
 MEMORY = Path("/dev/shm")
 RESULT = Result("x", True, {"a": 1})
 OTHER = Result("y", True, {"b": 2})
+THIRD = Result("z", True, {"c": "x" * 9000})  # too much for what was a spare
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,10 @@ def folder(place: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=place))
 
 
-def play(store: DiskStore, done: list[str]) -> None:
-    """Two jobs, one after the other; `done` gets the name of each step that returned."""
-    for result in (RESULT, OTHER):
-        store.receive(Job(result.id, "m"))
+def play(store: DiskStore, done: list[str], soon: bool) -> None:
+    """Jobs, one after the other; `done` gets the name of each step that returned. The first finds no spare."""
+    for result in (RESULT, OTHER, THIRD):
+        store.receive(Job(result.id, "m"), soon)
         done.append(f"taken {result.id}")
         store.start(result.id)
         done.append(f"ran {result.id}")
@@ -43,24 +44,30 @@ def play(store: DiskStore, done: list[str]) -> None:
         store.acknowledged(result.id)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(
-    st.integers(0, 30), st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]), st.booleans(), st.integers(0, 2**48 - 1)
+    st.integers(0, 60),
+    st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]),
+    st.booleans(),
+    st.integers(0, 2**48 - 1),
+    st.booleans(),
 )
-def test_a_power_cut_anywhere(place: Path, cut: int, inside: float, zeros: bool, chosen: int) -> None:
+def test_a_power_cut_anywhere(
+    place: Path, cut: int, inside: float, zeros: bool, chosen: int, soon: bool
+) -> None:
     root, after = folder(place), folder(place) / "after"
     DiskStore(root)
     disk = PowerDisk(root, cut, inside, zeros)
     done: list[str] = []
     try:
-        play(DiskStore(root, disk=disk), done)
+        play(DiskStore(root, disk=disk, boot_id="before", apart=lambda work: work()), done, soon)
     except PowerCut:
         pass
     disk.reboot(after, lambda number: bool(chosen >> (number % 48) & 1))
 
-    store = DiskStore(after)
+    store = DiskStore(after, boot_id="after")
     waiting = {each.job.id for each in store.recover()}
-    for result in (RESULT, OTHER):
+    for result in (RESULT, OTHER, THIRD):
         name, found = result.id, store.result(result.id)
         if f"taken {name}" in done:
             assert store.known(name), "what was taken is not lost"
@@ -71,7 +78,7 @@ def test_a_power_cut_anywhere(place: Path, cut: int, inside: float, zeros: bool,
             assert found in (result, None), "a result never changes"
         elif found is not None:
             assert found == result or found.code == "interrupted"
-    again = DiskStore(after)
+    again = DiskStore(after, boot_id="after")
     assert {each.job.id for each in again.recover()} == waiting
     for name in store.unacknowledged():
         assert again.result(name) == store.result(name)

@@ -60,9 +60,11 @@ class ModuleServer(FakeServer):
         self.offered, self.served.data = built, built.archive
         self.sha256 = hashlib.sha256(built.archive).hexdigest()
 
-    def trusted_target(self, target: str) -> TrustedTarget:
+    def trusted_target(self, target: str, metadata: Path | None = None) -> TrustedTarget:
         self._path = target
-        return super().trusted_target(target) if self._of_module() else self._agents.trusted_target(target)
+        if self._of_module():
+            return super().trusted_target(target, metadata)
+        return self._agents.trusted_target(target, metadata)
 
     def verdict(self, line: str, phase: str, tx: str, digest: str, wait_s: float) -> Verdict:
         server = super() if line.startswith("module/") else self._agents

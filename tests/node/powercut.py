@@ -2,8 +2,8 @@
 
 It does the real calls in a live folder, and keeps beside it what a power cut would leave:
 
-- the data of `write_new`, `append` and `truncate` is durable when the call returned; cut inside, any
-  part of it may be there, or zeros in its place;
+- the data of `write_new`, `append`, `write_over` and `truncate` is durable when the call returned; cut
+  inside, any part of it may be there, or zeros in its place;
 - a name (created, renamed, linked, removed) is durable only after `sync_folder` of its folder; until
   then each such change is kept or lost by itself;
 - `remove_tree` is a change for each name below, and may be half done;
@@ -55,6 +55,7 @@ class PowerDisk(Disk):
         self.durable: dict[Path, Entry] = {}
         self.pending: list[Change] = []
         self.known: set[Path] = set()  # written through this disk
+        self.before: dict[Path, set[Path]] = {}  # the names that a file had, which may be what is found
         for path in sorted(root.rglob("*")):
             self.durable[path] = look(path)
             self.known.add(path)
@@ -64,6 +65,9 @@ class PowerDisk(Disk):
         return self.calls - 1 == self.cut_at
 
     def _change(self, path: Path, entry: Entry | None, gone: Path | None = None) -> None:
+        for names in self.before.values():
+            names.discard(path)  # it is another file's from now on
+        self.before[path] = {gone, *self.before.pop(gone, ())} if gone is not None else set()
         self.pending.append(Change(path.parent, path, entry, gone))
         self.known.add(path)
 
@@ -72,10 +76,10 @@ class PowerDisk(Disk):
         return data[:size] + (bytes(len(data) - size) if self.zeros else b"")
 
     def _rewrite(self, path: Path, entry: Entry) -> None:
-        """New data for a name that is there already, wherever that name stands."""
-        self.pending = [replace(c, entry=entry) if c.path == path and c.entry else c for c in self.pending]
-        if path in self.durable:
-            self.durable[path] = entry
+        """New data for a file that is there already, under whichever of its names it will be found."""
+        names = {path, *self.before.get(path, ())}
+        self.pending = [replace(c, entry=entry) if c.path in names and c.entry else c for c in self.pending]
+        self.durable |= {name: entry for name in names if name in self.durable}
 
     # --- data
 
@@ -103,6 +107,16 @@ class PowerDisk(Disk):
             self._rewrite(path, Entry(mode, whole))
         else:
             self._change(path, Entry(mode, whole))
+        if cut:
+            raise PowerCut
+
+    def write_over(self, path: Path, data: bytes, offset: int) -> None:
+        cut = self._cut()
+        old, new = path.read_bytes(), self._torn(data) if cut else data
+        assert offset + len(data) <= len(old), "it is for what the file holds already"
+        whole = old[:offset] + new + old[offset + len(new) :]
+        path.write_bytes(whole)
+        self._rewrite(path, Entry(path.stat().st_mode & 0o7777, whole))
         if cut:
             raise PowerCut
 

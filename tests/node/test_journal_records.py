@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -225,3 +225,46 @@ def test_the_timeline_shows_changes_of_state_and_reasons_in_between() -> None:
     assert changes[-2].reason == Reason("trial-stretched", "the net")
     assert changes[-1].reason == Reason("bad", "it is")
     assert all(RECORDS[c.number].at == c.at for c in changes)
+
+
+# --- fields of a newer release
+
+
+def test_fields_that_a_newer_release_added_are_passed_over() -> None:
+    """An older updater goes on with what a newer one began: after a revert it must."""
+    line = encode(begin())
+    body = json.loads(line[9:])
+    body["more"] = {"deep": [1]}
+    body["data"].update(priority=7, via="carrier")
+    body["at"]["zone"] = "UTC"
+    body["reason"] = {"code": "c", "text": "t", "hint": "h"}
+    text = json.dumps(body).encode()
+    record = decode_line(b"%08x %s" % (zlib.crc32(text), text))
+    assert record.at == AT
+    assert record.reason == Reason("c", "t")
+    progress = fold([record, intent(Step.STAGE), done(Step.STAGE)])
+    assert progress.state is State.STAGED
+    assert (progress.begin.tx, progress.begin.via) == ("tx-1", "carrier")
+
+
+def test_a_field_that_is_missing_is_no_newer_release() -> None:
+    data = {name: value for name, value in asdict(BEGIN).items() if name != "origin"}
+    with pytest.raises(InputError) as caught:
+        fold([Record("begin", AT, data=data)])
+    assert caught.value.code == "bad-journal"
+
+
+def test_a_later_field_that_says_nothing_is_not_written() -> None:
+    """Releases from before it was there take no unknown fields."""
+    assert "via" not in BEGIN.as_data()
+    assert fold([Record("begin", AT, data=BEGIN.as_data())]).begin == BEGIN
+    native = replace(BEGIN, via="native")
+    assert fold([Record("begin", AT, data=native.as_data())]).begin == native
+
+
+def test_the_way_back_of_one_that_is_put_there_anew_is_the_one_before_it() -> None:
+    assert (BEGIN.anew, BEGIN.way_back) == (False, BEGIN.origin)
+    name = BEGIN.release.name
+    anew = replace(BEGIN, origin=name, fallback="1.0.0-000000000000")
+    assert (anew.anew, anew.way_back) == (True, "1.0.0-000000000000")
+    assert replace(anew, fallback="").way_back == name

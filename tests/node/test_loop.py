@@ -10,7 +10,8 @@ import pytest
 from instar.core.errors import MachineError
 from instar.core.settings import UpdaterSettings
 from instar.core.wish import Wanted, Wish
-from instar.updater.loop import Loop, Orders
+from instar.updater.loop import Loop
+from instar.updater.orders import Orders
 from instar.updater.targets import Targets
 from tests.node.world import Node, Quiet
 
@@ -20,8 +21,10 @@ class Client:
 
     def __init__(self, node: Node) -> None:
         self.wish = Wish("agent", node.new.release, "node/new.tar.gz", 1)
+        self.troubles: list[str] = []
 
-    def wanted(self) -> Wanted:
+    def wanted(self, trouble: str = "") -> Wanted:
+        self.troubles.append(trouble)
         return Wanted((self.wish,), 300.0)
 
 

@@ -13,8 +13,9 @@ from instar.core.errors import InputError, InstarError, MachineError, ServerUnre
 from instar.core.journal import Begin
 from instar.core.settings import UpdaterSettings
 from instar.core.wish import Wanted, read_wanted
-from instar.updater.loop import Loop, Orders
+from instar.updater.loop import Loop
 from instar.updater.main import _handlers
+from instar.updater.orders import Orders
 from instar.updater.targets import Targets
 from tests.node.modules import LINE, NAME, ModuleNode, build
 from tests.node.world import Built, Quiet, put
@@ -35,7 +36,7 @@ class Client:
         wish = {"version": release.version, "digest": release.digest, "target": target}
         self.lines[line] = {**wish, "generation": self.generation}
 
-    def wanted(self) -> Wanted:
+    def wanted(self, trouble: str = "") -> Wanted:
         if self.fault is not None:
             raise self.fault
         return read_wanted({"v": 1, "poll_s": 300.0, "lines": self.lines})

@@ -86,7 +86,7 @@ def broken_archive(node: Node) -> None:
 def wrong_program(node: Node) -> None:
     custom = {"version": "1.1.0", "program_digest": "0" * 96}
     real = node.server.trusted_target
-    node.server.trusted_target = lambda target: replace(real(target), custom=custom)  # type: ignore[method-assign]
+    node.server.trusted_target = lambda *a: replace(real(*a), custom=custom)  # type: ignore[method-assign]
 
 
 def fault(error: Exception) -> Callable[[Node], None]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from instar.core.errors import InstarError, TrustError
+from instar.core.releases import Release
 from instar.host.files import DISK
-from instar.targets.unpack import unpack
+from instar.targets.unpack import LARGE, unpack
+from instar.trust.program import join_program, program_digest
 from tests.node.world import UNSYNCED, Built, Node, build, manifest, member, program, tar_gz
 
 NEW = build("1.1.0")
@@ -187,3 +191,39 @@ def test_the_rest_of_a_killed_unpack_is_no_hindrance(node: Node) -> None:
     unpack(path, node.line, NEW.release, DISK)
     node.line.check(NEW.name)
     assert not (folder / "doc" / "rest").exists()
+
+
+def large(comment: bytes) -> bytes:
+    """A program of more bytes than are held at once."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("__main__.py", b"pass")
+        archive.writestr("filler", os.urandom(LARGE + 3_000_000))
+    return join_program(file.getvalue(), comment)
+
+
+@pytest.mark.parametrize("comment", [b"", b"YQ==.Yg==" * 5000])
+def test_a_large_program_is_unpacked_piece_by_piece(node: Node, tmp_path: Path, comment: bytes) -> None:
+    data = large(comment)
+    release = Release("2.0.0", program_digest(data))
+    archive, files = tmp_path / "large.tar.gz", {"instar.pyz": data}
+    said = manifest(files, "2.0.0", release.digest)
+    archive.write_bytes(tar_gz([member("manifest.json", said), member("instar.pyz", data)]))
+    unpack(archive, node.line, release, DISK)
+    path = node.line.program(release.name)
+    assert path.read_bytes() == data
+    assert path.stat().st_mode & 0o222 == 0
+    assert node.line.is_valid(release.name)
+
+
+def test_a_large_file_that_is_not_the_listed_one_is_refused(node: Node, tmp_path: Path) -> None:
+    data = large(b"")
+    other = data[:-100_000] + bytes(99_900) + data[-100:]
+    release = Release("2.0.0", program_digest(data))
+    archive = tmp_path / "large.tar.gz"
+    said = manifest({"instar.pyz": data}, "2.0.0", release.digest)
+    archive.write_bytes(tar_gz([member("manifest.json", said), member("instar.pyz", other)]))
+    with pytest.raises(TrustError) as refused:
+        unpack(archive, node.line, release, DISK)
+    assert refused.value.code == "altered-file"
+    assert not node.line.is_valid(release.name)

@@ -200,10 +200,13 @@ class FakeServer:
         self.served = FakeSource(offered.archive)
         self.verdicts: dict[str, Verdict] = {"rehearsal": PASS, "trial": PASS}
         self.fault: InstarError | None = None  # raised instead of any answer
+        self.metadata: list[Path | None] = []  # where they were to come from, question by question
         self.sha256 = hashlib.sha256(offered.archive).hexdigest()
 
-    def trusted_target(self, target: str) -> TrustedTarget:
-        self._may_fail()
+    def trusted_target(self, target: str, metadata: Path | None = None) -> TrustedTarget:
+        self.metadata.append(metadata)
+        if metadata is None:
+            self._may_fail()
         archive = self.offered.archive
         return TrustedTarget(f"/v1/{target}", len(archive), self.sha256, self.custom())
 
@@ -344,7 +347,7 @@ class Node:
         built = next((b for b in (self.old, self.new) if b.name == release), None)
         if built is None or release in self.crashing:
             return None
-        about = {"pid": self.machine.pid, "digest": built.release.digest}
+        about = {"pid": self.machine.pid, **{n: getattr(built.release, n) for n in ("version", "digest")}}
         return {**about, "connected": self.connected, "modules": dict(self.modules)}
 
     @property

@@ -16,6 +16,7 @@ from instar_lab.server import LabServer
 LINES = ("updater", "agent")  # in the order of an update
 UNITS = ("instar-agent.service", "instar-updater.service", "instar-updater.socket", "instar-updater.timer")
 AGENT, UPDATER, SOCKET, TIMER = UNITS
+API_SOCKET = "instar-updater-api.socket"
 FINAL = ("confirmed", "reverted")
 SETTLED_S = 60.0
 STATE = "/var/lib/instar"
@@ -30,12 +31,15 @@ cap_s = 60.0
 attempts = 3
 
 [updater]
+api = "{api}"
 retry_floor_s = 0.1
 retry_cap_s = 0.5
 """
 
 
 class OsNode:
+    api = ""  # containers share this machine's ports: only who asks for the updater's API gets it
+
     def __init__(
         self, container: Container, server: LabServer, programs: Mapping[str, build.Program], group: str
     ) -> None:
@@ -44,11 +48,15 @@ class OsNode:
 
     # --- doing
 
-    def install(self, version: str, *options: str) -> str:
-        """Have the server hand the program out, and install it as its README says; what that printed."""
+    def hand_out(self, version: str) -> None:
+        """Have the server hand the program out, with its address and a token inside."""
         path = self.container.root / PROGRAM.lstrip("/")
         self.server.hand_out(self.programs[version], self.server.token(1, self.group), path)
-        return self.container.do("python3", PROGRAM, "install", *options)
+
+    def install(self, version: str, *options: str) -> str:
+        """Install a program that the server hands out, as its README says; what that printed."""
+        self.hand_out(version)
+        return self.container.do("python3", PROGRAM, "install", "--api", self.api, *options)
 
     def set_up(self, version: str, hold_s: float = 0.5, plan: Mapping[str, Any] | None = None) -> None:
         """Install with short times, start, and wait for the agent on its channel.
@@ -56,7 +64,7 @@ class OsNode:
         `plan` is for the program that kills itself (instar_lab.program.wrappers.killed_at).
         """
         self.install(version, "--no-start")
-        self.layout.config.write_text(SETTINGS.format(hold_s=hold_s))
+        self.layout.config.write_text(SETTINGS.format(hold_s=hold_s, api=self.api))
         if plan is not None:
             (self.layout.state / PLAN).write_text(json.dumps(plan))
         self.cli("start")

@@ -23,6 +23,7 @@ from tests.server.world import World, running
 # an order for nobody.
 SAY_NO = {
     ("POST", "/api/v1/jobs"),
+    ("POST", "/api/v1/operators"),
     ("POST", "/api/v1/restarts"),
     ("PUT", "/api/v1/wishes"),
     ("PUT", "/api/v1/blobs/{sha256}"),

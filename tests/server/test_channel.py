@@ -141,6 +141,12 @@ async def test_a_thousand_mutations_leave_the_channel_up(channel: Channel) -> No
             "status": "success",
             "modules": {"a": "x"},
         },
+        {"t": "update-have", "id": "u-1", "digest": "ab", "have": 1, "block": 1024, "window": 2},
+        {"t": "update-ack", "id": "u-1", "n": 3},
+        {"t": "update-state", "id": "u-1", "state": "failed", "code": "x"},
+        {"t": "agentupdate-progress", "id": "r-1", "phase": "fetch", "percent": 7.5},
+        {"t": "agentupdatedownloaded", "id": "r-1", "sha384": "ab"},
+        {"t": "agentupdate-ended", "id": "r-1", "ok": True},
     ]
     for _ in range(1000):
         text = list(json.dumps(chance.choice(good)))

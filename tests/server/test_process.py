@@ -210,7 +210,7 @@ def test_what_there_is_survives_the_migration_to_orders(tmp_path: Path) -> None:
     with sqlite3.connect(path) as database:
         after = {table: database.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall() for table in tables}
         assert after["events"] == before["events"]
-        assert after["wishes"] == before["wishes"]
+        assert after["wishes"] == [(*row, "pull") for row in before["wishes"]]
         assert [row[: len(before["nodes"][0])] for row in after["nodes"]] == before["nodes"]
         assert [row[-2:] for row in after["nodes"]] == [("", 0)] * 3
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import signal
 import ssl
 import subprocess
@@ -35,7 +36,7 @@ from instar_server.main import initialise
 from instar_server.settings import Layout, check
 from instar_server.trust import keys, offline
 from instar_server.trust.offline import RoleKeys
-from instar_server.trust.pack import Release, pack_files, pack_release
+from instar_server.trust.pack import Release, pack_files, pack_recovery, pack_release
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 20.0
@@ -46,11 +47,13 @@ def later(days: float) -> datetime:
     return datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
 
 
-def program(version: str) -> bytes:
-    """A small zipapp, another one for each version."""
+def program(version: str, noise: int = 0) -> bytes:
+    """A small zipapp, another one for each version, with so many bytes in it that cannot be made smaller."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(zipfile.ZipInfo("__main__.py"), f"print({version!r})\n" + "# filler\n" * 20_000)
+        if noise:
+            archive.writestr(zipfile.ZipInfo("noise"), random.Random(version).randbytes(noise))
     return file.getvalue()
 
 
@@ -64,6 +67,7 @@ class Operator:
     root: bytes = b""
     targets: bytes = b""
     releases: dict[str, Release] = field(default_factory=dict)
+    cores: dict[str, Release] = field(default_factory=dict)
     modules: dict[tuple[str, str], Release] = field(default_factory=dict)
 
     def make_root(self) -> Path:
@@ -82,9 +86,9 @@ class Operator:
         path.write_bytes(self.root)
         return path
 
-    def add(self, version: str) -> Release:
+    def add(self, version: str, noise: int = 0) -> Release:
         """Sign targets metadata that has the release `version` too."""
-        release = pack_release(program(version), version)
+        release = pack_release(program(version, noise), version)
         self._sign(release)
         self.releases[version] = release
         return release
@@ -97,6 +101,13 @@ class Operator:
         release = pack_files(manifest, {"module.py": code})
         self._sign(release)
         self.modules[name, version] = release
+        return release
+
+    def add_core(self, version: str) -> Release:
+        """Sign targets metadata that has this recovery core too."""
+        release = pack_recovery(program(f"core {version}"), version)
+        self._sign(release)
+        self.cores[version] = release
         return release
 
     def _sign(self, release: Release) -> None:
@@ -168,13 +179,18 @@ class World:
         base = f"https://127.0.0.1:{self.ports['api_port']}/api/v1"
         return httpx.Client(base_url=base, headers=headers, verify=context, timeout=20, trust_env=False)
 
-    def publish(self, version: str) -> Release:
-        release = self.operator.add(version)
+    def publish(self, version: str, noise: int = 0) -> Release:
+        release = self.operator.add(version, noise)
         self._upload(release)
         return release
 
     def publish_module(self, name: str, version: str = "1.0.0", mode: str = "oneshot") -> Release:
         release = self.operator.add_module(name, version, mode)
+        self._upload(release)
+        return release
+
+    def publish_core(self, version: str) -> Release:
+        release = self.operator.add_core(version)
         self._upload(release)
         return release
 
@@ -189,8 +205,9 @@ class World:
         answer.raise_for_status()
         return str(answer.json()["token"])
 
-    def want(self, scope: str, subject: str, version: str, *lines: str) -> None:
-        body = {"scope": scope, "subject": subject, "version": version, "lines": list(lines or ("agent",))}
+    def want(self, scope: str, subject: str, version: str, *lines: str, via: str = "pull") -> None:
+        wanted = {"version": version, "lines": list(lines or ("agent",)), "via": via}
+        body = {"scope": scope, "subject": subject, **wanted}
         with self.api() as api:
             api.put("/wishes", json=body).raise_for_status()
 

@@ -18,15 +18,16 @@ from instar_lab.program import build
 from instar_lab.server import LabServer, NodeSeen
 
 TOKEN_USES = 1000
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put INT and TERM off; only in the main thread, which alone gets them."""
+    """Do not be interrupted; only in the main thread, which alone gets signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
     try:
         yield
     finally:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from instar.core.errors import InstarError, MachineError
+from instar.core.errors import InputError, InstarError, MachineError
+from instar_lab.updatetest import options as update_options
 
 DESCRIPTION = """\
 The lab of Instar: real servers and nodes on this machine, in folders that are gone afterwards.
@@ -35,7 +36,8 @@ its own TLS connection, says hello, answers pings and jobs, and comes back when 
 
 BUILD = """\
 Builds the node program instar.pyz: the same source gives the same bytes. With --variant it is broken
-on purpose, for tests."""
+on purpose, for tests. With --recovery it is the recovery core: the part of the same source that brings back
+a node whose own update code is broken."""
 
 MODULES = """\
 Compiles and packs modules from their folders, ready for 'instarctl release add'. A module whose compiler is
@@ -99,6 +101,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--variant", default="", metavar="NAME", help="how it is broken; 'list' tells the names"
     )
+    made.add_argument(
+        "--built",
+        metavar="DATE",
+        help="when, for it to tell: 2026-11-21T16:00:00Z (default: SOURCE_DATE_EPOCH, else nothing)",
+    )
+    made.add_argument(
+        "--recovery", action="store_true", help="build the recovery core, instar-recovery.pyz, instead"
+    )
     made.set_defaults(play=play_build)
 
     packed = commands.add_parser(
@@ -110,6 +120,15 @@ def parser() -> argparse.ArgumentParser:
         "--skip-missing", action="store_true", help="a compiler that is not installed is no error"
     )
     packed.set_defaults(play=play_modules)
+
+    tested = commands.add_parser(
+        "update-test",
+        help="updates this machine's agent over and over",
+        description=update_options.HELP,
+        formatter_class=style,
+    )
+    update_options.add_to(tested)
+    tested.set_defaults(play=play_update_test)
     return top
 
 
@@ -147,17 +166,20 @@ def play_sim(options: argparse.Namespace) -> int:
 
 
 def play_build(options: argparse.Namespace) -> int:
-    from instar_lab.program import build, variants
+    from instar_lab.program import build, recovery, variants
 
     if options.variant == "list":
         for name, what in variants.VARIANTS.items():
             print(f"{name:24} {what}")
         return 0
-    program = (
-        variants.variant(options.variant, options.version)
-        if options.variant
-        else build.build(options.version)
-    )
+    if options.recovery and options.variant:
+        raise InputError("usage", "cannot build: expected --recovery or --variant, got both")
+    if options.recovery:
+        program = recovery.build_core(options.version, built=options.built)
+    elif options.variant:
+        program = variants.variant(options.variant, options.version)
+    else:
+        program = build.build(options.version, built=options.built)
     build.write(program, options.out)
     print(f"{options.out}: version {program.version}, {len(program.data):,} bytes, digest {program.digest}")
     return 0
@@ -172,6 +194,12 @@ def play_modules(options: argparse.Namespace) -> int:
     if passed_over and not options.skip_missing:
         return MachineError.exit_status
     return 0
+
+
+def play_update_test(options: argparse.Namespace) -> int:
+    from instar_lab.updatetest.run import play
+
+    return play(options)
 
 
 if __name__ == "__main__":

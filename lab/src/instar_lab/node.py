@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from instar_lab import machine
 COMMAND_S = 60.0
 # Nodes of one machine would compete for the one default port, and the others would log that it is taken.
 NO_WAKE_PORT = "\n[wake]\nport = 0\n"
+NO_API = 'api = ""\n'  # the same for the updater's API; its Unix socket stays
 LONGEST_STATE = 80  # bytes: a Unix socket's address has 107, and the sockets lie below the state folder
 
 
@@ -52,14 +54,14 @@ class Node:
 
     # --- doing
 
-    def install(self, program: Path, settings: str = "", start: bool = True) -> None:
+    def install(self, program: Path, settings: str = "", start: bool = True, service: str = "none") -> None:
         """Install `program`, which holds its configuration, and start it. Raises MachineError.
 
-        `settings` are written to config.toml between the two. Without a [wake] in them there is no wake-up port.
+        `settings` are written to config.toml between the two. Without a [wake] in them there is no wake-up port,
+        without an `api` no API over TCP. `service` is who keeps it running, as `instar install --service` takes it.
         """
-        self._run(program, ["install", "--state", str(self.state), "--service", "none", "--no-start"])
-        quiet = "" if "[wake]" in settings else NO_WAKE_PORT
-        self.layout.config.write_text(f"{settings}{quiet}")
+        self._run(program, ["install", "--state", str(self.state), "--service", service, "--no-start"])
+        self.layout.config.write_text(quietly(settings))
         if start:
             self.cli("start")
 
@@ -72,6 +74,7 @@ class Node:
             done = subprocess.run(
                 [sys.executable, "-I", "-S", str(program), *words],
                 capture_output=True, text=True, timeout=COMMAND_S, check=False, stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for us: what was begun is done or undone first
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise MachineError(
@@ -132,6 +135,15 @@ class Node:
         """The ends of this node's logs, for an error message."""
         paths = sorted(self.layout.run.glob("*.log"))
         return "\n".join(f"--- {self.name} {path.name}\n{machine.tail(path, lines)}" for path in paths)
+
+
+def quietly(settings: str) -> str:
+    """`settings` with no port opened that they do not name."""
+    if not re.search(r"^api\s*=", settings, re.MULTILINE):
+        table = "[updater]\n"
+        settings = settings if table in settings else f"{settings}\n{table}"
+        settings = settings.replace(table, table + NO_API, 1)
+    return settings if "[wake]" in settings else settings + NO_WAKE_PORT
 
 
 def digest_of(program: Path) -> str:

@@ -25,7 +25,7 @@ from instar_lab.program import build
 from instar_server.ctl.client import Access, Client
 from instar_server.settings import Layout
 from instar_server.trust import keys, offline
-from instar_server.trust.pack import Release, pack_release
+from instar_server.trust.pack import Release, pack_recovery, pack_release
 
 START_S = 30.0
 STOP_S = 15.0
@@ -86,8 +86,9 @@ class LabServer:
 
     def _run_once(self, verb: str, *options: str) -> None:
         done = subprocess.run(
-            self._command(verb, *options), capture_output=True, text=True, timeout=START_S, check=False
-        )
+            self._command(verb, *options),
+            capture_output=True, text=True, timeout=START_S, check=False, start_new_session=True,
+        )  # fmt: skip
         if done.returncode != 0:
             said = done.stderr.strip()[-2000:]
             raise MachineError("server-failed", f"cannot {verb} the server: status {done.returncode}: {said}")
@@ -193,21 +194,30 @@ class LabServer:
         """Pack, sign with as many keys as are needed, upload, publish."""
         return self.publish_release(pack_release(program.data, program.version))
 
+    def publish_recovery(self, core: build.Program) -> Release:
+        """The same for a recovery core."""
+        return self.publish_release(pack_recovery(core.data, core.version))
+
     def publish_module(self, folder: Path) -> Release:
         """The same for a module from its source folder; what has to be compiled is compiled first."""
         return self.publish_release(modules.pack(folder))
 
-    def publish_release(self, release: Release) -> Release:
-        """Sign, upload and publish what was packed."""
+    def publish_release(self, release: Release, gone: Sequence[Release] = ()) -> Release:
+        """Sign, upload and publish what was packed; those that are `gone` are published no more, and removed."""
         file = self.folder / "upload"
         file.write_bytes(release.archive)
         self.api.upload(f"/blobs/{release.sha256}", file)
         current = self._current_targets()
+        for old in gone:
+            current = offline.remove_target(current, old.path, in_days(90))
         unsigned = offline.add_target(
             current, release.path, len(release.archive), release.sha256, release.custom, in_days(90)
         )
         root = self.api.get_bytes("/trust/metadata/root.json")
         self.api.put_bytes("/trust/targets", self._signed(unsigned, "targets", [root]))
+        for old in gone:
+            for path in self._blobs(old):
+                path.unlink(missing_ok=True)
         return release
 
     def _current_targets(self) -> bytes:
@@ -224,9 +234,13 @@ class LabServer:
             data = offline.sign(data, signer, roots)
         return data
 
+    def _blobs(self, release: Release) -> list[Path]:
+        """The server's files of a release."""
+        return [path for path in self.layout.data.rglob(f"*{release.sha256}*") if path.is_file()]
+
     def alter(self, release: Release) -> None:
         """Change one byte in the middle of a published archive, behind the server's back."""
-        files = [path for path in self.layout.data.rglob(f"*{release.sha256}*") if path.is_file()]
+        files = self._blobs(release)
         if not files:
             raise MachineError("no-blob", f"cannot alter {release.path}: no file of it is there")
         for inode in {os.stat(path).st_ino: path for path in files}.values():
@@ -239,11 +253,27 @@ class LabServer:
 
     # --- nodes
 
-    def want(self, version: str, lines: Sequence[str], group: str = "default") -> None:
-        """Want a published release for a group; the group is made if it is not there."""
+    def want(self, version: str, lines: Sequence[str], group: str = "default", via: str = "pull") -> None:
+        """Want a published release for a group; the group is made if it is not there. `via`: pull, native or
+        recovery."""
         self.api.post("/groups", {"name": group})
-        body = {"scope": "group", "subject": group, "lines": list(lines), "version": version}
+        body = {"scope": "group", "subject": group, "lines": list(lines), "version": version, "via": via}
         self.api.put("/wishes", body)
+
+    def parcel(self, version: str, path: Path, kind: str = "node") -> str:
+        """Write the parcel of a published release, or of a recovery core; its SHA-384."""
+        return self.api.download(f"/releases/{version}/parcel", path, kind=kind)
+
+    def recover(self, node: str, version: str | None = None, lines: Sequence[str] = ()) -> dict[str, Any]:
+        """Begin a recovery of a connected node; how it goes is told by `transfer`."""
+        body: dict[str, Any] = {"version": version} | ({"lines": list(lines)} if lines else {})
+        begun: dict[str, Any] = self.api.post(f"/nodes/{node}/recover", body)
+        return begun
+
+    def transfer(self, node: str) -> dict[str, Any]:
+        """What is being sent to a node, or was last."""
+        found: dict[str, Any] = self.api.get(f"/nodes/{node}/transfer")
+        return found
 
     def token(self, uses: int, group: str = "default") -> str:
         """A new enrolment token."""

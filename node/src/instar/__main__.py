@@ -24,14 +24,17 @@ ENTRIES = {
     "cycle": "instar.oneshot.cycle",
 }
 COMMANDS = "instar.cli.main"  # everything that a person types
+RESIDENTS = ("agent", "updater")  # say what they are in their first word
 
 
 def main() -> int:
     words = sys.argv[1:]
     name = COMMANDS
+    gc.disable()
+    if words and words[0] in RESIDENTS:
+        importlib.import_module("instar.host.program").read_ahead(sys.argv[0])
     if words and words[0] in ENTRIES:
         name = ENTRIES[words.pop(0)]
-    gc.disable()
     entry = importlib.import_module(name)
     gc.freeze()
     gc.enable()

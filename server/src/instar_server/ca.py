@@ -1,7 +1,10 @@
-"""The fleet's certificate authority: who is the server, who is which node.
+"""The fleet's certificate authority: who is the server, who is which node, who is an operator.
 
 ECDSA P-256 throughout. A node certificate names its node only by the URI
 `instar://node/<id>`; whatever a signing request asks for besides its key is not looked at.
+
+A node is a server too: of its updater's API. Its certificate names no host, so that nobody can take it for
+that of the fleet's server, which is looked for by its host name.
 """
 
 from __future__ import annotations
@@ -90,15 +93,24 @@ class FleetCA:
         return self._finish(builder, key.public_key()).pem, _private_pem(key)
 
     def issue_node(self, node: str, key: NodeKey, now: float, lifetime_s: float) -> Issued:
-        """A client certificate that says `instar://node/<node>` and nothing else."""
+        """A certificate that says `instar://node/<node>` and nothing else: for calls, and for being called."""
+        uses = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+        return self._issue_named(f"instar://node/{node}", uses, key, now, lifetime_s)
+
+    def issue_operator(self, name: str, key: NodeKey, now: float, lifetime_s: float) -> Issued:
+        """A client certificate that says `instar://operator/<name>`: for the API of nodes' updaters."""
+        uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        return self._issue_named(f"instar://operator/{name}", uses, key, now, lifetime_s)
+
+    def _issue_named(
+        self, uri: str, uses: list[x509.ObjectIdentifier], key: NodeKey, now: float, lifetime_s: float
+    ) -> Issued:
         start = datetime.fromtimestamp(now, UTC)
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
         builder = (
             _builder(x509.Name([]), self._certificate.subject, key, start, timedelta(seconds=lifetime_s))
-            .add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"instar://node/{node}")]),
-                critical=True,
-            )
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+            .add_extension(names, critical=True)
+            .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         )
         return self._finish(builder, key)
 

@@ -117,6 +117,12 @@ def run(
     data: Data,
     gateway_port: Annotated[int | None, typer.Option(help="Port for nodes; 0: any free one.")] = None,
     api_port: Annotated[int | None, typer.Option(help="Port for operators; 0: any free one.")] = None,
+    artifacts_port: Annotated[
+        int | None,
+        typer.Option(
+            help="A second port for nodes, for metadata and targets alone; 0: any free one, -1: none."
+        ),
+    ] = None,
     bind: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     insecure_http: Annotated[
         bool | None, typer.Option("--insecure-http", help="API without TLS; loopback only.")
@@ -124,6 +130,13 @@ def run(
     ping_s: Annotated[float | None, typer.Option(help="How often nodes ping, in seconds.")] = None,
     look_floor_s: Annotated[
         float | None, typer.Option(help="Least time between two looks of a node.")
+    ] = None,
+    native_block: Annotated[
+        int | None, typer.Option(help="Bytes of a block of a transfer through the channel.")
+    ] = None,
+    native_window: Annotated[int | None, typer.Option(help="Blocks of a transfer under way.")] = None,
+    native_rate: Annotated[
+        int | None, typer.Option(help="Most bytes a second of a transfer to one node; 0: no cap.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
@@ -138,10 +151,14 @@ def run(
             Layout(data),
             gateway_port=gateway_port,
             api_port=api_port,
+            artifacts_port=artifacts_port,
             bind=bind,
             insecure_http=insecure_http,
             ping_s=ping_s,
             look_floor_s=look_floor_s,
+            native_block=native_block,
+            native_window=native_window,
+            native_rate=native_rate,
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             status = runner.run(_serve(Layout(data), settings))

@@ -26,12 +26,17 @@ from instar_server.services.delivery import Delivery
 from instar_server.services.enrolment import Enrolment
 from instar_server.services.fleet import Fleet
 from instar_server.services.history import History
+from instar_server.services.operators import Operators
 from instar_server.services.orders import Orders
-from instar_server.services.ports import Chance, Modules, Now, Releases, moment
+from instar_server.services.parcels import Parcels
+from instar_server.services.ports import Chance, Modules, Now, Recoveries, Releases, moment
 from instar_server.services.presence import Presence
 from instar_server.services.programs import Programs
+from instar_server.services.progress import Board
+from instar_server.services.recoveries import Parts, Recovering
 from instar_server.services.scheduler import Scheduler
 from instar_server.services.standing import Standing
+from instar_server.services.transfers import Terms, Transfers
 from instar_server.services.verdicts import Verdicts
 from instar_server.services.wishes import Wishes
 from instar_server.settings import Layout, Settings
@@ -59,7 +64,7 @@ class Server:
     ) -> None:
         self.layout, self.settings = layout, settings
         self._now, self._chance = now, chance
-        self.gateway_port = self.api_port = 0
+        self.gateway_port = self.api_port = self.artifacts_port = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -78,6 +83,8 @@ class Server:
             await self._listen()
         except BaseException:
             await self._gateway.stop(0.5)
+            if self._second is not None:
+                await self._second.stop(0.5)
             await self._close()
             raise
 
@@ -87,11 +94,17 @@ class Server:
         self.gateway_port = await self._gateway.start(settings.bind, settings.gateway_port, self._tls)
         host = url_host(settings.hosts[0])
         self._programs.server = settings.public_gateway or f"https://{host}:{self.gateway_port}"
+        if self._second is not None:
+            self.artifacts_port = await self._second.start(settings.bind, settings.artifacts_port, self._tls)
+            place = settings.public_artifacts or f"https://{host}:{self.artifacts_port}"
+            self._artifacts.place = self._calls.artifacts = place
         self.api_port = await self._web.start(settings.bind, settings.api_port)
-        work = (
+        work = [
             self._observations.run(), self._channels.sweep(), self._gateway.tend(), self._scheduler.run(),
-            self._delivery.run(),
-        )  # fmt: skip
+            self._delivery.run(), self._recovering.run(),
+        ]  # fmt: skip
+        if self._second is not None:
+            work.append(self._second.tend())
         self._tasks = [asyncio.create_task(each) for each in work]
         make_folder(self.layout.ports.parent)
         write_atomic(self.layout.ports, json.dumps(self.ports()).encode())
@@ -108,6 +121,7 @@ class Server:
             "pid": os.getpid(),
             "gateway_port": self.gateway_port,
             "api_port": self.api_port,
+            "artifacts_port": self.artifacts_port,
             "gateway": f"https://{host}:{self.gateway_port}",
             "api": f"{scheme}://{host}:{self.api_port}",
         }
@@ -127,31 +141,58 @@ class Server:
         enrolment = Enrolment(
             database, bus, self._ca, settings.certificate_days * 86400, now, chance, settings.wrong_tokens
         )
+        board, parcels = Board(bus, now), Parcels(self.repository, self.layout.parcels)
+        cores, fleet = Recoveries(self.repository), Fleet(database, presence, self._observations)
+        terms = Terms(settings.native_block, settings.native_window, settings.native_rate)
+        transfers = Transfers(parcels, presence, history, board, bus, terms, now, chance)
+        parts = Parts(parcels, transfers, presence, releases, cores, wishes, fleet, history, board, bus)
+        recovering = Recovering(parts, settings.beacon_recovery, now, chance)
+        self._transfers, self._recovering = transfers, recovering
         self._scheduler = Scheduler(
-            database,
-            bus,
-            presence,
-            now,
+            database, bus, presence, now,
             LookRules(floor_s=settings.look_floor_s, cap_s=max(600.0, settings.look_floor_s)),
+            (transfers.wanted, recovering.wanted), transfers.in_trouble,
             chores=((REFRESH_EVERY_S, self._refresh), (86400.0, self._renew)),
-        )
+        )  # fmt: skip
         self._channels = Channels(
             ChannelSettings(settings.ping_s, settings.health_s, settings.job_s),
-            self._standing, self._verdicts, self._delivery, presence, self._observations, bus,
-            self._scheduler.joined, now,
+            self._standing, self._verdicts, self._delivery, transfers, recovering, presence,
+            self._observations, bus, self._joined, now,
         )  # fmt: skip
-        calls = NodeCalls(
-            enrolment, wishes, self._verdicts, history, presence, self._observations, settings.poll_s, now
-        )
-        self._gateway = Gateway(self._standing, calls, Artifacts(self.repository), self._channels, now)
+        self._wire_gateway(enrolment, wishes, history, presence)
         self._programs = Programs(self.repository, releases, wishes, self._ca.pem)
         services = WebServices(
-            Access(database, now, chance), Fleet(database, presence, self._observations), enrolment, wishes,
-            history, self._standing, releases, modules, self._orders, self.repository, self._programs, bus,
-            presence, database, settings.max_upload, now,
+            Access(database, now, chance), fleet, enrolment, wishes, history, self._standing, releases, modules,
+            self._orders, self.repository, self._programs, bus, presence, database, settings.max_upload, now,
+            cores, parcels, board, recovering, Operators(self._ca, bus, now),
         )  # fmt: skip
         certificate = None if settings.insecure_http else self.layout.certificate
         self._web = WebListener(make_app(services), certificate)
+
+    def _wire_gateway(
+        self, enrolment: Enrolment, wishes: Wishes, history: History, presence: Presence
+    ) -> None:
+        self._calls = calls = NodeCalls(
+            enrolment, wishes, self._verdicts, history, presence, self._observations, self.settings.poll_s,
+            self._now, self._troubled,
+        )  # fmt: skip
+        self._artifacts = Artifacts(self.repository, self._recovering.serves)
+        routes = [*calls.routes(), *self._artifacts.routes(), *self._channels.routes()]
+        self._gateway = Gateway(self._standing, routes, self._channels, self._now)
+        self._second: Gateway | None = None
+        if self.settings.artifacts_port >= 0:
+            self._second = Gateway(self._standing, Artifacts(self.repository).routes(), None, self._now)
+
+    def _joined(self, node: str) -> None:
+        """An agent has been welcomed."""
+        self._transfers.joined(node)
+        self._recovering.joined(node)
+        self._scheduler.joined(node)
+
+    def _troubled(self, node: str) -> None:
+        """A node cannot reach the artifacts."""
+        self._transfers.trouble(node)
+        self._scheduler.joined(node)
 
     async def _refresh(self) -> None:
         """Sign the online metadata anew before it expires."""
@@ -167,16 +208,22 @@ class Server:
         """Accept nothing more, tell every node, answer who waits, write what is pending, close."""
         within_s = self.settings.stop_within_s
         self._gateway.stop_accepting()
+        ports = [self._gateway.stop(within_s / 2), self._web.stop(within_s / 2)]
+        if self._second is not None:
+            self._second.stop_accepting()
+            ports.append(self._second.stop(within_s / 2))
         self._verdicts.close()
         self._orders.close()
+        await self._transfers.close()
         try:
             async with asyncio.timeout(within_s):
-                await asyncio.gather(self._gateway.stop(within_s / 2), self._web.stop(within_s / 2))
+                await asyncio.gather(*ports)
         except TimeoutError:
             log.warning("not every connection ended within %g s", within_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._recovering.close()
         await self._observations.close()
         await self._delivery.close()
         await self._close()

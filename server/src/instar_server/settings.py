@@ -8,6 +8,7 @@
   online/                the keys of the snapshot and timestamp roles
   server.db              the database
   uploads/               only while something is uploaded
+  parcels/               what is sent to nodes through their channels; made anew when it is gone
   admin.token            the first API token
   run/ports.json         where the running server listens
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from instar.core.errors import InputError
+from instar.wire.messages import BLOCK_BOUNDS, WINDOW_BOUNDS
 from instar_server.trust.files import write_atomic
 
 
@@ -57,6 +59,10 @@ class Layout:
         return self.data / "server.db"
 
     @property
+    def parcels(self) -> Path:
+        return self.data / "parcels"
+
+    @property
     def admin_token(self) -> Path:
         return self.data / "admin.token"
 
@@ -70,7 +76,9 @@ class Settings:
     """Names are those of server.toml. Seconds where a name ends in `_s`; port 0 means any free one.
 
     `hosts[0]` is the name by which nodes are told to reach the server; `public_gateway`
-    (https://host:port) says otherwise, for a server behind another address.
+    (https://host:port) says otherwise, for a server behind another address. `artifacts_port` is a second port
+    for nodes, which alone serves metadata and targets (-1: there is none), `public_artifacts` its address where
+    that is another one.
     """
 
     hosts: list[str] = field(default_factory=lambda: ["localhost", "127.0.0.1"])
@@ -78,6 +86,8 @@ class Settings:
     gateway_port: int = 8443
     api_port: int = 8444
     public_gateway: str = ""
+    artifacts_port: int = -1
+    public_artifacts: str = ""
     insecure_http: bool = False
     ping_s: float = 30.0
     health_s: float = 60.0
@@ -89,11 +99,17 @@ class Settings:
     certificate_days: float = 30.0
     wrong_tokens: int = 10  # enrolment tokens that are not good, from one address in a minute
     max_upload: int = 1_073_741_824  # bytes
+    native_block: int = 65_536  # bytes of a block of a transfer through the channel; a node may want less
+    native_window: int = 16  # blocks under way
+    native_rate: int = 0  # bytes a second to one node; 0: no cap
+    beacon_recovery: bool = True  # a node that calls by its beacon is recovered without an operator's word
     stop_within_s: float = 8.0
 
 
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "gateway_port": (0, 65535), "api_port": (0, 65535), "ping_s": (0.2, 3600), "health_s": (0.2, 86400),
+    "gateway_port": (0, 65535), "api_port": (0, 65535), "artifacts_port": (-1, 65535),
+    "native_block": BLOCK_BOUNDS, "native_window": WINDOW_BOUNDS, "native_rate": (0, 10**12),
+    "ping_s": (0.2, 3600), "health_s": (0.2, 86400),
     "job_s": (0.2, 3600), "job_resend_s": (0.2, 3600), "job_silence_s": (0.2, 3600),
     "poll_s": (1, 86400), "look_floor_s": (0.1, 86400), "certificate_days": (0.001, 3650),
     "wrong_tokens": (1, 1_000_000), "max_upload": (1024, 2**40), "stop_within_s": (0.5, 300),

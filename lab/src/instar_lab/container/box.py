@@ -54,11 +54,13 @@ class Container:
     container does (its mounts then stay).
 
     systemd is PID 1, unless `first` names the command to run as process 2 in its place, below an init that
-    only reaps.
+    only reaps. The folders `shown` are seen inside under the same paths; nothing inside can change them.
     """
 
-    def __init__(self, tree: Path, folder: Path, first: tuple[str, ...] = ()) -> None:
-        self.tree, self.folder, self.first = tree, folder, first
+    def __init__(
+        self, tree: Path, folder: Path, first: tuple[str, ...] = (), shown: tuple[Path, ...] = ()
+    ) -> None:
+        self.tree, self.folder, self.first, self.shown = tree, folder, first, shown
         self.root = folder / "root"  # the container's files, as seen from outside
         self.console = folder / "console.log"
         self._layer = folder / "layer"
@@ -87,7 +89,8 @@ class Container:
         Raises MachineError.
         """
         how = ["--as-pid2", "--", *self.first] if self.first else ["--boot"]
-        words = ["setpriv", "--pdeathsig", "KILL", *NSPAWN, f"--directory={self.root}", *how]
+        shown = [f"--bind-ro={path}" for path in self.shown]
+        words = ["setpriv", "--pdeathsig", "KILL", *NSPAWN, f"--directory={self.root}", *shown, *how]
         with self.console.open("ab") as console:
             self._nspawn = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         machine.wait_for(

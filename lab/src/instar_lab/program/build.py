@@ -11,6 +11,7 @@ not compressed: the bytes then hang on no version of zlib, and a delta between t
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -62,8 +63,14 @@ sys.exit(main())
 VERSION_FILE = '''\
 """The version of this build."""
 
+BUILT = "{built}"
 VERSION = "{version}"
 '''
+
+
+BUILT_HELP = (
+    "when it was built, for it to tell, as 2026-11-21T16:00:00Z (default: SOURCE_DATE_EPOCH, else nothing)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +87,16 @@ class Program:
         return f"{self.version}-{self.digest[:12]}"
 
 
-def build(version: str, *, wrap: str | None = None) -> Program:
+def build(version: str, *, wrap: str | None = None, built: str | None = None) -> Program:
     """Build the node program as `version`.
 
     `wrap` is the source of a module with `start(argv)`, called before anything of the program is imported:
-    the lab's way to make a program that misbehaves. Raises InputError for a version that is none.
+    the lab's way to make a program that misbehaves. `built` is when, for the program to tell; None: as
+    `stated_date` says. Raises InputError for a version or date that is none.
     """
     check_version(version)
     sources: dict[str, bytes] = package_sources("instar")
-    sources["instar/version.py"] = VERSION_FILE.format(version=version).encode()
+    sources["instar/version.py"] = version_file(version, built)
     for library in LIBRARIES:
         sources |= package_sources(library)
     sources["__main__.py"] = (MAIN if wrap is None else WRAPPED_MAIN).encode()
@@ -107,6 +115,46 @@ def check_version(version: str) -> None:
     parts = version.split(".")
     if len(parts) != 3 or not all(part.isdecimal() and part.isascii() for part in parts):
         raise InputError("bad-version", f"cannot build: expected a version like 1.2.3, got {version!r}")
+
+
+def version_file(version: str, built: str | None) -> bytes:
+    date = stated_date() if built is None else check_date(built)
+    return VERSION_FILE.format(version=version, built=date).encode()
+
+
+def stated_date() -> str:
+    """The date in SOURCE_DATE_EPOCH (reproducible-builds.org), else ''. Raises InputError `bad-date`.
+
+    Without it no date is told: the same source gives the same bytes, whenever it is built.
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not epoch:
+        return ""
+    try:
+        return date_text(datetime.datetime.fromtimestamp(int(epoch), datetime.UTC))
+    except (ValueError, OverflowError, OSError):
+        text = f"cannot build: expected SOURCE_DATE_EPOCH in seconds since 1970, got {epoch!r}"
+        raise InputError("bad-date", text) from None
+
+
+def date_text(moment: datetime.datetime) -> str:
+    """`moment`, which has a time zone, as a program tells it: 2026-11-21T16:00:00Z."""
+    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def check_date(text: str) -> str:
+    """'' stays ''; a date of another time zone is told in UTC. Raises InputError `bad-date`."""
+    if not text:
+        return ""
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError(text)
+        return date_text(moment)
+    except (ValueError, OverflowError):
+        example = "2026-11-21T16:00:00Z"
+        text = f"cannot build: expected a date and time zone like {example}, got {text!r}"
+        raise InputError("bad-date", text) from None
 
 
 def package_sources(package: str) -> dict[str, bytes]:
@@ -172,9 +220,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", required=True, metavar="1.2.3", help="the version that the program says")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="where to write the program")
+    parser.add_argument("--built", metavar="DATE", help=BUILT_HELP)
     options = parser.parse_args(argv)
     try:
-        program = build(options.version)
+        program = build(options.version, built=options.built)
         write(program, options.out)
     except InstarError as error:
         print(f"instar-lab build: {error}", file=sys.stderr)

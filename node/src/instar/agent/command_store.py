@@ -13,11 +13,11 @@ import contextlib
 import json
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from instar.agent.store import JOB_ID
 from instar.core.errors import InstarError
+from instar.core.light import dataclass
 from instar.host.files import DISK, failed, make_folder, write_atomic
 from instar.wire.codec import decode, encode
 from instar.wire.messages import Command, CommandStatus

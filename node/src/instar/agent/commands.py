@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import asdict, replace
 from typing import Any, NoReturn, Protocol
 
 from instar.agent.command_store import KEPT, CommandStore, Entry
@@ -29,6 +28,7 @@ from instar.core.commands import (
     verdict,
 )
 from instar.core.errors import InputError, InstarError, MachineError
+from instar.core.light import asdict, replace
 from instar.core.modules import check_name
 from instar.host.clock import Clock
 from instar.host.points import reach

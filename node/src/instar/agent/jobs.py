@@ -94,7 +94,7 @@ class Jobs:
         self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for job, received in disk.recover():
             waited_s = max(0.0, clock.wall() - received) if received else 0.0
-            self._queue(self._durable, job, waited_s)
+            self._queue(self._durable, self._entry(job, waited_s))
 
     @property
     def held(self) -> int:
@@ -124,8 +124,9 @@ class Jobs:
             self._refuse(job.id, f"{MOST_HELD} are held already")
             return
         lane = self._durable if job.purpose == "job" else self._passing
+        entry = self._entry(job, 0.0)
         try:
-            lane.store.receive(job)
+            lane.store.receive(job, self._is_next(lane, entry))
         except InstarError as error:  # the disk is full: say so now, keep nothing
             log.error("job %s is not taken: %s", job.id, error)
             self._refuse(job.id, error.text)
@@ -133,7 +134,7 @@ class Jobs:
         if lane is self._durable:
             self._send(Taken(job.id))
             reach("job:taken")
-        self._queue(lane, job, 0.0)
+        self._queue(lane, entry)
         self._begin(lane)
 
     def cancel(self, job_id: str) -> None:
@@ -207,9 +208,20 @@ class Jobs:
 
     # --- from waiting to running
 
-    def _queue(self, lane: Lane, job: Job, waited_s: float) -> None:
+    def _entry(self, job: Job, waited_s: float) -> Entry:
         lapse_at = self._clock.boottime() + job.lapse_s - waited_s if job.lapse_s > 0 else None
-        lane.waiting[job.id] = entry = Entry(job, lapse_at)
+        return Entry(job, lapse_at)
+
+    def _is_next(self, lane: Lane, entry: Entry) -> bool:
+        """Whether it will be begun as soon as it is queued: its place is free, and its module is here."""
+        free = self._open and not self._stopping and not lane.waiting and len(lane.running) < lane.places
+        try:
+            return free and self._find(entry)
+        except InputError:
+            return False
+
+    def _queue(self, lane: Lane, entry: Entry) -> None:
+        lane.waiting[entry.job.id] = entry
         self._watch(lane, entry)
 
     def _watch(self, lane: Lane, entry: Entry) -> None:
@@ -246,16 +258,22 @@ class Jobs:
 
     def _is_ready(self, lane: Lane, entry: Entry) -> bool:
         """Whether its module is here. If not, it is being fetched from now on, or the job has ended."""
+        try:
+            if self._find(entry):
+                return True
+        except InputError as error:
+            self._conclude(lane, entry.job.id, "bad-job", error.text)
+            return False
+        entry.fetch = self._go(self._fetch(lane, entry))
+        return False
+
+    def _find(self, entry: Entry) -> bool:
+        """Whether what it needs is here. Raises InputError for what names no module."""
         job = entry.job
         if not job.digest or self._service(job) is not None:
             return True
-        try:
-            entry.module = self._shelf.find(job.module, job.version, job.digest)
-        except InputError as error:
-            self._conclude(lane, job.id, "bad-job", error.text)
-            return False
         if entry.module is None:
-            entry.fetch = self._go(self._fetch(lane, entry))
+            entry.module = self._shelf.find(job.module, job.version, job.digest)
         return entry.module is not None
 
     def _service(self, job: Job) -> Services | None:

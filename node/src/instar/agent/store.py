@@ -4,17 +4,22 @@
     jobs/running/<number>.<id>.json   started; one without a result that is found at start-up was interrupted
     jobs/outbox/<id>.json             its result; kept until the server has acknowledged it
     jobs/done/<id>.json               acknowledged; the newest KEPT of them, so that a late repeat is known
+    jobs/spare/                       files of zeros for the next jobs (spares.py)
 
 A file holds lines: the job's frame as on the wire, `{"received": <unix time>}`, and once there is one the
-result's frame. The result is what counts, wherever the file lies.
+result's frame; zeros behind them are no part of it. The result is what counts, wherever the file lies.
 A file with the frame alone, as older agents wrote it, is good. One that cannot be read is set aside as
 `.unreadable`. So a job with an id runs at most once, and its result is sent at least once.
 
 What is synced, and what for (a kill needs none of it, a power cut all):
 
-    receive   the file, then inbox/         before `taken` is sent: the server does not send it again
+    receive   the file, then inbox/         before `taken` is sent: the server does not send it again. Written
+                                            over a spare, whose name is on the disk already, the file alone
     start     running/                      before the module runs: it is not run a second time. The rename is
-                                            one change; were both names found, the one in running/ counts
+                                            one change; were both names found, the one in running/ counts.
+                                            A job that is begun at once has that in its file from the first, as
+                                            `{"soon": <boot>}`: after a power cut, in another boot, it counts
+                                            as begun, and no more is synced. In the same boot its place counts
     finish    the file, to which the result is added     before the result is sent: it never changes any more.
                                             The move to outbox/ is for people, and for quick looks: not synced
     ack       nothing: a move to done/ that is lost costs one more sending of a stored result
@@ -29,8 +34,9 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from instar.agent.spares import SIZE, Spares, in_a_thread
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.host.files import DISK, Disk, failed, make_folder, write_atomic
 from instar.host.points import reach
@@ -54,7 +60,7 @@ class Store(Protocol):
     """Every method is idempotent. `known` is true from `receive` on, for as long as the store remembers."""
 
     def known(self, job_id: str) -> bool: ...
-    def receive(self, job: Job) -> None: ...
+    def receive(self, job: Job, soon: bool = False) -> None: ...  # `soon`: `start` follows at once
     def start(self, job_id: str) -> None: ...
     def finish(self, result: Result) -> None: ...
     def acknowledged(self, job_id: str) -> None: ...
@@ -73,7 +79,7 @@ class MemoryStore:
     def known(self, job_id: str) -> bool:
         return job_id in self._open or job_id in self._done
 
-    def receive(self, job: Job) -> None:
+    def receive(self, job: Job, soon: bool = False) -> None:
         self._open[job.id] = None
 
     def start(self, job_id: str) -> None:
@@ -105,16 +111,25 @@ class Entry(NamedTuple):
     frame: Job | Result
     received: float
     result: Result | None
+    soon: str = ""  # the boot in which it was to be begun at once
 
 
 class DiskStore:
     """The durable one. Raises MachineError when the disk fails; what was stored before stays.
 
-    `wall` is unix time, for when a job was received.
+    `wall` is unix time, for when a job was received. `boot_id` '': not known. `apart` runs what need not
+    be waited for.
     """
 
-    def __init__(self, folder: Path, wall: Callable[[], float] = time.time, disk: Disk = DISK) -> None:
-        self._folder, self._wall, self._disk = folder, wall, disk
+    def __init__(
+        self,
+        folder: Path,
+        wall: Callable[[], float] = time.time,
+        disk: Disk = DISK,
+        boot_id: str = "",
+        apart: Callable[[Callable[[], None]], None] = in_a_thread,
+    ) -> None:
+        self._folder, self._wall, self._disk, self._boot_id = folder, wall, disk, boot_id
         for name in ("inbox", "running", "outbox", "done"):
             make_folder(folder / name, 0o700, disk)
         self._inbox = self._by_number("inbox")
@@ -122,12 +137,16 @@ class DiskStore:
         self._outbox = self._by_age("outbox")
         self._done = self._by_age("done")
         self._unwritten: dict[str, Result] = {}
+        self._soon: set[str] = set()
+        self._used: dict[str, int] = {}  # of those that are in what was a spare: bytes that are written
+        self._spares = Spares(folder / "spare", disk, apart)
         numbers = [int(path.name.split(".")[0]) for path in (*self._inbox.values(), *self._running.values())]
         self._next = max(numbers, default=0) + 1
         self._forget_old()
 
     def recover(self) -> list[Waiting]:
         """Once, at start-up: end what was interrupted, return what waits, in the order of arrival."""
+        self._take_in_spares()
         self._drop_doubles()
         for job_id, path in list(self._running.items()):
             entry = self._read(path, job_id)
@@ -136,8 +155,7 @@ class DiskStore:
             elif entry.result is not None:
                 self._settle(job_id)
             else:
-                with contextlib.suppress(MachineError):  # a full disk must not keep the agent from starting
-                    self.finish(Result(job_id, ok=False, reason=ENDED, code="interrupted"))
+                self._interrupted(job_id)
         waiting = []
         for job_id, path in list(self._inbox.items()):
             entry = self._read(path, job_id)
@@ -145,6 +163,8 @@ class DiskStore:
                 del self._inbox[job_id]
             elif entry.result is not None:
                 self._settle(job_id)
+            elif entry.soon and entry.soon != self._boot_id:
+                self._interrupted(job_id)
             elif isinstance(entry.frame, Job):
                 waiting.append(Waiting(entry.frame, entry.received))
         return waiting
@@ -153,13 +173,32 @@ class DiskStore:
         places = (self._inbox, self._running, self._outbox, self._done, self._unwritten)
         return any(job_id in place for place in places)
 
-    def receive(self, job: Job) -> None:
+    def receive(self, job: Job, soon: bool = False) -> None:
         path = self._folder / "inbox" / f"{self._next:012d}.{job.id}.json"
-        note = json.dumps({"received": round(self._wall(), 3)})
-        write_atomic(path, f"{encode(job)}\n{note}\n".encode(), 0o600, self._disk)
+        note: dict[str, Any] = {"received": round(self._wall(), 3)}
+        if soon and self._boot_id:
+            note["soon"] = self._boot_id
+        data = f"{encode(job)}\n{json.dumps(note)}\n".encode()
+        spare = self._spares.take(len(data))
+        if spare is None:
+            write_atomic(path, data, 0o600, self._disk)
+        else:
+            self._write_over(spare, data, path)
+            self._used[job.id] = len(data)
+        if "soon" in note:
+            self._soon.add(job.id)
         self._next += 1
         self._inbox[job.id] = path
         reach("job:received")
+
+    def _write_over(self, spare: Path, data: bytes, path: Path) -> None:
+        try:
+            self._disk.write_over(spare, data, 0)
+            self._disk.rename(spare, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._disk.unlink(spare)
+            raise failed("write", path, error) from error
 
     def start(self, job_id: str) -> None:
         old = self._inbox.get(job_id)
@@ -168,9 +207,11 @@ class DiskStore:
         new = self._folder / "running" / old.name
         try:
             self._disk.rename(old, new)
-            self._disk.sync_folder(new.parent)
+            if job_id not in self._soon:
+                self._disk.sync_folder(new.parent)
         except OSError as error:
             raise failed("move", old, error) from error
+        self._soon.discard(job_id)
         self._running[job_id] = new
         del self._inbox[job_id]
         reach("job:started")
@@ -178,6 +219,7 @@ class DiskStore:
     def finish(self, result: Result) -> None:
         """A result that the disk has no room for is kept in memory, sent, and the error raised all the same."""
         path = self._running.get(result.id) or self._inbox.get(result.id)
+        self._soon.discard(result.id)
         line = f"\n{encode(result)}\n".encode()  # what an earlier write left half done ends here
         try:
             if path is None:  # cancelled before it came
@@ -185,7 +227,7 @@ class DiskStore:
                 write_atomic(path, line, 0o600, self._disk)
                 self._outbox[result.id] = path
             else:
-                self._disk.append(path, line, 0o600)
+                self._add(path, line, self._used.pop(result.id, SIZE))
         except (OSError, MachineError) as error:
             self._unwritten[result.id] = result
             if isinstance(error, OSError):
@@ -193,6 +235,12 @@ class DiskStore:
             raise
         reach("job:finished")
         self._settle(result.id)
+
+    def _add(self, path: Path, line: bytes, used: int) -> None:
+        if used + len(line) <= SIZE:
+            self._disk.write_over(path, line, used)
+        else:
+            self._disk.append(path, line, 0o600)
 
     def acknowledged(self, job_id: str) -> None:
         path = self._outbox.get(job_id) or self._running.get(job_id) or self._inbox.get(job_id)
@@ -226,6 +274,25 @@ class DiskStore:
 
     def held(self) -> int:
         return len(self._inbox) + len(self._running) + len(self._outbox)
+
+    def _interrupted(self, job_id: str) -> None:
+        with contextlib.suppress(MachineError):  # a full disk must not keep the agent from starting
+            self.finish(Result(job_id, ok=False, reason=ENDED, code="interrupted"))
+
+    def _take_in_spares(self) -> None:
+        """After a power cut, a job may lie where its spare was; after a kill, a spare that nobody uses."""
+        for path in self._spares.found():
+            entry = None
+            with contextlib.suppress(OSError):
+                entry = _parse(path.read_bytes())
+            with contextlib.suppress(OSError):
+                if entry is None or not JOB_ID.match(entry.frame.id) or self.known(entry.frame.id):
+                    self._disk.unlink(path)
+                    continue
+                new = self._folder / "inbox" / f"{self._next:012d}.{entry.frame.id}.json"
+                self._disk.rename(path, new)
+                self._inbox[entry.frame.id] = new
+                self._next += 1
 
     def _settle(self, job_id: str) -> None:
         """Its result is on the disk: show that by where the file lies."""
@@ -290,18 +357,18 @@ class DiskStore:
 
 def _parse(data: bytes) -> Entry | None:
     """A line that was torn is no JSON object, and so says nothing."""
-    first, *others = data.strip(b"\n").split(b"\n")
+    first, *others = data.strip(b"\n\0").split(b"\n")
     frame = _frame(first)
     if frame is None:
         return None
-    received, result = 0.0, frame if isinstance(frame, Result) else None
+    received, soon, result = 0.0, "", frame if isinstance(frame, Result) else None
     for line in others:
         found = _frame(line)
         if isinstance(found, Result) and found.id == frame.id:
             result = result or found
-        elif found is None:
-            received = received or _received(line)
-    return Entry(frame, received, result)
+        elif found is None and not received:
+            received, soon = _note(line)
+    return Entry(frame, received, result, soon)
 
 
 def _frame(line: bytes) -> Job | Result | None:
@@ -312,12 +379,13 @@ def _frame(line: bytes) -> Job | Result | None:
     return found if isinstance(found, (Job, Result)) else None
 
 
-def _received(line: bytes) -> float:
+def _note(line: bytes) -> tuple[float, str]:
+    """When it was received, and in which boot it was to be begun at once."""
     try:
         note = json.loads(line)
-        return float(note["received"])
+        return float(note["received"]), str(note.get("soon", ""))
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return 0.0
+        return 0.0, ""
 
 
 def check_job_id(job_id: str) -> None:

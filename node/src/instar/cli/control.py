@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from instar.cli import units
 from instar.core.errors import InputError, MachineError, ReleaseError
 from instar.core.journal import Progress
 from instar.engine.journal import Journals
@@ -27,6 +29,8 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
     layout, clock = Layout(args.state), Clock()
     read_node(layout)
     services = services_of(layout, clock)
+    if services.name == "systemd" and (trouble := units.start_triggers(layout)):
+        print(f"instar: the updater's API is off: {trouble}", file=sys.stderr)
     for role in LINES:  # also one that runs: its keeper may be gone
         services.start(role)
     end, ask_again = clock.monotonic() + UP_S, clock.monotonic() + ASK_AGAIN_S
@@ -46,6 +50,8 @@ def stop(args: argparse.Namespace) -> dict[str, Any]:
     layout, clock = Layout(args.state), Clock()
     read_node(layout)
     services = services_of(layout, clock)
+    if services.name == "systemd":
+        units.stop_triggers()  # else its timer would start the updater again
     for role in LINES:
         services.stop(role)
     return {"running": sorted(_running(layout, clock))}

@@ -24,6 +24,7 @@ from instar.cli import control, scripts, units
 from instar.core.backoff import Backoff
 from instar.core.errors import InputError, MachineError, ServerUnreachable
 from instar.core.releases import Release
+from instar.core.settings import host_port
 from instar.host.clock import Clock
 from instar.host.disks import check_flags, check_space
 from instar.host.files import make_folder, point_link, remove_tree, write_atomic
@@ -31,7 +32,7 @@ from instar.host.layout import LINES, Layout
 from instar.host.line import MANIFEST, PROGRAM, Line
 from instar.host.program import Program, running_program
 from instar.host.records import Node, write_node
-from instar.host.services import services_of
+from instar.host.services import by_name, services_of
 from instar.host.transport import Endpoint, Transport
 from instar.oneshot.identity import check_embedded, make_key_and_csr
 from instar.trust.embedded import EmbeddedConfig
@@ -46,6 +47,7 @@ Say = Callable[[str], None]
 
 def install(args: argparse.Namespace) -> dict[str, Any]:
     layout, program = Layout(args.state), running_program(sys.argv[0])
+    settings = _settings(args.api)
     say: Say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
     config = check_embedded((args.embed or program.path).read_bytes(), args.pin or None)
     manager = _manager(args.service)
@@ -55,9 +57,12 @@ def install(args: argparse.Namespace) -> dict[str, Any]:
         _folders(layout)
         node = _enrol(layout, config, program, args.wait, say)
         _releases(layout, program)
+        write_atomic(layout.config, settings.encode())
         _records(layout, config, node, manager)
         if manager == "systemd":
-            units.write_units(layout)
+            trouble = units.write_units(layout)
+            if trouble and not args.start:  # else `start` says so
+                say(f"the updater's API is off: {trouble}")
         else:
             scripts.write(manager, layout)
     except BaseException:
@@ -110,8 +115,10 @@ def uninstall(args: argparse.Namespace) -> dict[str, Any]:
     if not (layout.state / "service.json").exists():
         raise InputError("not-installed", f"cannot uninstall: {layout.state} is no node's state folder")
     services = services_of(layout, Clock())
+    # Where systemd does not run, or the package with the units is gone, the processes are ended without it.
+    loadable = services.name != "systemd" or units.loadable()
     for role in LINES:
-        services.stop(role)
+        (services if loadable else by_name("bare", layout, Clock())).stop(role)
     _unregister(services.name)
     _clear(layout, whole=True)
     return {"removed": str(layout.state)}
@@ -145,6 +152,15 @@ def _check_manager(layout: Layout, manager: str) -> None:
     if units.installed() if manager == "systemd" else scripts.installed(manager):
         text = f"cannot install for {manager}: another node of this machine has its files; uninstall that"
         raise InputError("already-installed", text)
+
+
+def _settings(api: str | None) -> str:
+    """The text of config.toml. Raises InputError `bad-config` when `--api` names no address."""
+    if api is None:
+        return CONFIG
+    if api:
+        host_port(api)
+    return CONFIG.replace(API_LINE, f"api = {json.dumps(api)}")
 
 
 def _folders(layout: Layout) -> None:
@@ -212,7 +228,6 @@ def _releases(layout: Layout, program: Program) -> None:
 def _records(layout: Layout, config: EmbeddedConfig, node: Node, manager: str) -> None:
     root = json.dumps(config.root, sort_keys=True, separators=(",", ":")).encode()
     write_atomic(layout.trust / "pinned-root.json", root, 0o600)
-    write_atomic(layout.config, CONFIG.encode())
     write_atomic(layout.state / "service.json", json.dumps({"v": 1, "manager": manager}).encode())
     write_node(layout, node)
 
@@ -226,6 +241,7 @@ def _clear(layout: Layout, whole: bool) -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+API_LINE = '# api = "127.0.0.1:7612"'
 CONFIG = """\
 # What you may set on this node. Every line is optional; the values shown are the defaults.
 # A file that cannot be read is reported in the log, and the defaults hold.
@@ -239,6 +255,10 @@ CONFIG = """\
 [rehearsal]
 # within_s = 30.0
 
+[probe]
+# tries = 10           # after a switch, the new release must answer within so many questions
+# every_s = 1.0        # that are this far apart
+
 [network]
 # rate_bytes_s = 0     # cap on fetching; 0 is none
 # proxy = ""           # http://host:port
@@ -247,10 +267,17 @@ CONFIG = """\
 # poll_s = 0.0         # 0: as the server says
 # retry_floor_s = 1.0
 # retry_cap_s = 300.0
+# api = "127.0.0.1:7612"  # where the updater's API listens, with TLS; "" is nowhere
 
 [wake]
 # port = 7611          # a TCP connection to it makes the node phone home now; 0: no port
 # trusted = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "169.254.0.0/16",
 #            "::1/128", "fc00::/7", "fe80::/10"]  # networks and addresses that may do that
 # every_s = 1.0        # at most once in so many seconds
+
+[native]
+# mode = "auto"        # updates through the control channel: "never" takes none, "force" whatever is installed
+# block = 65536        # bytes of one block at most
+# window = 16          # blocks under way at most
+# rate_bytes_s = 0     # cap; 0: as network.rate_bytes_s
 """

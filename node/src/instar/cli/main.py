@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from instar.cli import control, install, restart, show
+from instar.cli import control, install, push, restart, show
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.modules import module_of
 from instar.host.layout import LINES
@@ -26,6 +26,7 @@ examples:
   instar status                       what runs, and whether it is well
   instar history                      why this node is on this version
   instar rollback                     go back to the previous release
+  instar push FILE                    install a release from its parcel, without the server
   instar restart                      restart the agent and its modules, losing nothing
   instar restart --module NAME        restart one module, and what depends on it
 
@@ -81,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-start", dest="start", action="store_false", help="install, but do not start")
     sub.add_argument("--start", action="store_true", default=True, help=argparse.SUPPRESS)
     sub.add_argument("--embed", type=Path, help="take the embedded configuration from this file instead")
+    sub.add_argument(
+        "--api",
+        metavar="ADDRESS:PORT",
+        help="where the updater's API listens; '' is nowhere (127.0.0.1:7612)",
+    )
     sub.add_argument("--pin", default="", metavar="SHA256", help="refuse any other root of trust")
     sub.add_argument("--wait", type=float, default=30.0, metavar="S", help="for the server (%(default)s)")
     command("uninstall", "Stop this node's programs and remove them and all state.", install.uninstall,
@@ -97,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         "--line", type=_line, default="agent", help="agent, updater or module/NAME (%(default)s)"
     )
     sub.add_argument("--wait", type=float, default=300.0, metavar="S", help="for its end (%(default)s)")
+    sub = command(
+        "push", "Install a release from its parcel, without the server.", push.push, push.push_lines
+    )
+    sub.add_argument("parcel", type=Path, help="what `instarctl release parcel` wrote")
+    sub.add_argument("--line", choices=LINES, default="agent", help="agent or updater (%(default)s)")
+    sub.add_argument("--wait", type=float, default=600.0, metavar="S", help="for its end (%(default)s)")
     sub = command("quarantine", "Show or clear the releases that failed here.", control.quarantine,
                   control.quarantine_lines)  # fmt: skip
     sub.add_argument("--clear", metavar="VERSION|all", help="let it be tried again")

@@ -18,7 +18,7 @@ from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
 from instar.host.line import Line
 from instar.host.program import running_program
-from instar.host.records import read_node, read_quarantine
+from instar.host.records import read_held, read_node, read_quarantine
 from instar.host.sockets import ask
 from instar.targets import module_store
 
@@ -39,6 +39,11 @@ def status(args: argparse.Namespace) -> dict[str, Any]:
             for name, e in read_quarantine(layout.quarantine).items()
             if e.until > clock.wall()
         ],
+        "held": {
+            line: {"version": hold.version, "digest": hold.digest, "since": hold.since}
+            for line, hold in read_held(layout.held).items()
+            if hold.release == Line(layout.line(line)).current()
+        },
     }
 
 
@@ -100,6 +105,9 @@ def status_lines(answer: dict[str, Any]) -> Iterator[str]:
     for entry in answer["quarantine"]:
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["until"]))
         yield f"kept out {entry['line']} {entry['version']} until {until}: {entry['reason']}"
+    for line, hold in answer["held"].items():
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(hold["since"]))
+        yield f"held     {line} {hold['version']}, pushed at {since}, until the server has a newer wish"
 
 
 def history(args: argparse.Namespace) -> dict[str, Any]:
@@ -129,6 +137,8 @@ def _retired(layout: Layout, name: str) -> dict[str, Any]:
         "reason": {"code": "not-wanted", "text": text},
         "began": found.wall,
         "ended": found.wall if found.told else None,
+        "via": "",
+        "probes": {},
         "changes": [{"number": 0, "state": "retired", "wall": found.wall, "reason": text}],
     }
 
@@ -147,6 +157,8 @@ def _transaction(journal: Journal) -> dict[str, Any]:
         "reason": {"code": reason.code, "text": reason.text} if reason else None,
         "began": progress.began.wall,
         "ended": progress.changed.wall if progress.finished and progress.changed else None,
+        "via": begin.via,
+        "probes": progress.data.get("probes", {}),
         "changes": [
             {
                 "number": change.number,
@@ -166,7 +178,12 @@ def history_lines(answer: dict[str, Any]) -> Iterator[str]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["began"]))
         why = f": {entry['reason']['text']}" if entry["reason"] else ""
         step = f"{entry['from_version'] or 'none'} -> {entry['version'] or 'none'}"
-        yield f"{when}  {entry['line']:8} {step:24} {entry['state']}{why}"
+        how = f" (by {entry['via']})" if entry["via"] else ""
+        yield f"{when}  {entry['line']:8} {step:24} {entry['state']}{how}{why}"
+        restored = entry["probes"].get("restored")
+        if restored:
+            state = "answers" if restored["ok"] else f"does not answer: {restored['why']}"
+            yield f"{'':19}  {'':8} {restored['release']} was put back, and {state}"
 
 
 def version(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,169 +1,111 @@
-"""The systemd units of a node: the agent stays; the updater is started by its socket and a timer.
+"""The systemd units of a node: the agent stays; the updater is started by its sockets and a timer.
 
-The updater has a unit of its own: it must not die with the agent that it replaces.
+The updater has a unit of its own: it must not die with the agent that it replaces. A node in /var/lib/instar
+uses the units of the Debian package where that is installed; nothing here ever writes to them. Any other
+node's are written to /etc/systemd/system. Both start the launcher in the node's state folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 from pathlib import Path
 
-from instar.core.errors import MachineError
-from instar.host.files import remove, write_atomic
+from instar.cli.unit_files import API, API_DROP_IN, UNITS
+from instar.core.errors import InputError, MachineError
+from instar.core.settings import Settings
+from instar.host.config import read_config
+from instar.host.files import make_folder, remove, write_atomic
 from instar.host.interpreter import command
 from instar.host.layout import LINES, Layout
 
 FOLDER = Path("/etc/systemd/system")
+PACKAGED = Path("/usr/lib/systemd/system")
+PACKAGED_STATE = Path("/var/lib/instar")
 RUNNING = Path("/run/systemd/system")  # there if and only if systemd is the service manager, sd_booted(3)
 SYSTEMCTL_S = 60.0
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - what PrivateTmp= hides, systemd.exec(5)
 
-# Not for either: ProtectKernelTunables and ProtectControlGroups. Inside systemd-nspawn (systemd 252) a unit
-# that has one of them reads the boot id of the host, not of the container: `instar status` and `instar
-# install`, which run outside the unit, would then take its daemons for those of another boot.
-
-# The agent keeps its capabilities, its view of the devices and its system calls: what jobs and modules are
-# sent to do is not known here. They may not do what only the machine's own start-up should. Its own part of
-# the cgroup tree is for the limits of modules and jobs. A stop is told to the agent alone, which ends them in
-# order; what is left of them when it is gone is killed.
-AGENT = """\
-[Unit]
-Description=Instar agent
-After=network.target
-StartLimitIntervalSec=0
-
-[Service]
-ExecStart={agent}
-Restart=always
-RestartSec=200ms
-TimeoutStopSec=10s
-KillMode=mixed
-Delegate=yes
-OOMPolicy=continue
-NoNewPrivileges=yes
-PrivateTmp={private_tmp}
-ProtectSystem=strict
-ReadWritePaths={writable}
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-LockPersonality=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-# The updater starts at each boot, without waiting for its timer: a trial that a reboot cut short goes on.
-# It fetches, writes below the state folder, and restarts the agent through systemctl: that needs
-# systemd's socket and the same user, but no capability. The only one that stays is CAP_DAC_OVERRIDE: an
-# operator may have given config.toml, or the folder, to another user. Left out on purpose:
-# - ProtectProc: without CAP_SYS_PTRACE it would hide the agent, whose start time tells it apart;
-# - MemoryDenyWriteExecute: with an older libffi it breaks ctypes, and rehearsals run in here.
-UPDATER = """\
-[Unit]
-Description=Instar updater
-After=network.target
-StartLimitIntervalSec=0
-
-[Service]
-ExecStart={updater}
-Restart=on-failure
-RestartSec=200ms
-TimeoutStopSec=10s
-CapabilityBoundingSet=CAP_DAC_OVERRIDE
-NoNewPrivileges=yes
-PrivateDevices=yes
-PrivateTmp={private_tmp}
-ProtectSystem=strict
-ReadWritePaths={writable}
-ProtectClock=yes
-ProtectHome=read-only
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-LockPersonality=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-# A socket that has reached its trigger limit stays dead until somebody comes; the updater would be woken by
-# its timer only.
-SOCKET = """\
-[Unit]
-Description=Instar updater's local socket
-
-[Socket]
-ListenStream={socket}
-SocketMode=0600
-TriggerLimitIntervalSec=0
-
-[Install]
-WantedBy=sockets.target
-"""
-
-TIMER = """\
-[Unit]
-Description=Instar updater looks by itself
-
-[Timer]
-OnBootSec=30s
-OnUnitInactiveSec=300s
-RandomizedDelaySec=30s
-AccuracySec=1s
-
-[Install]
-WantedBy=timers.target
-"""
-
-UNITS = {
-    "instar-agent.service": AGENT,
-    "instar-updater.service": UPDATER,
-    "instar-updater.socket": SOCKET,
-    "instar-updater.timer": TIMER,
-}
-ENABLED = ("instar-updater.socket", "instar-updater.timer", "instar-updater.service", "instar-agent.service")
+AGENT, UPDATER = "instar-agent.service", "instar-updater.service"
+SOCKET, API_SOCKET, TIMER = "instar-updater.socket", "instar-updater-api.socket", "instar-updater.timer"
+TRIGGERS = (SOCKET, TIMER)
+ENABLED = (*TRIGGERS, UPDATER, AGENT)
+DROP_IN = "instar.conf"
 
 
 def systemd_runs() -> bool:
     return RUNNING.is_dir()
 
 
-def installed(folder: Path = FOLDER) -> bool:
+def packaged(layout: Layout, folder: Path = FOLDER, packages: Path = PACKAGED) -> bool:
+    """Whether this node has the package's units. One that was installed before the package keeps its own."""
+    return layout.state == PACKAGED_STATE and (packages / AGENT).exists() and not (folder / AGENT).exists()
+
+
+def loadable(folder: Path = FOLDER, packages: Path = PACKAGED) -> bool:
+    """Whether systemd can be asked about our units: it runs, and there are any."""
+    return systemd_runs() and any((place / AGENT).exists() for place in (folder, packages))
+
+
+def installed(folder: Path = FOLDER, packages: Path = PACKAGED, state: Path = PACKAGED_STATE) -> bool:
     """Whether a node of this machine has units already; there can be one."""
-    return any((folder / name).exists() for name in UNITS)
+    if any((folder / name).exists() for name in UNITS):
+        return True
+    try:
+        manager = json.loads((state / "service.json").read_bytes())["manager"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return manager == "systemd" and (packages / AGENT).exists()
 
 
-def write_units(layout: Layout, folder: Path = FOLDER) -> None:
-    """Write, load and enable the units; the socket is listened on when this returns."""
-    for name, text in filled(layout).items():
-        write_atomic(folder / name, text.encode())
+def write_units(layout: Layout, folder: Path = FOLDER) -> str:
+    """Write (unless the package has them), load and enable the units; the local socket is listened on when
+    this returns. Returns why the updater's API is not; '' when it is, or is not wanted.
+    """
+    if not packaged(layout, folder):
+        for name, text in filled(layout).items():
+            if name != API_SOCKET:
+                write_atomic(folder / name, text.encode())
+    _place_api(layout, folder)
     _systemctl("daemon-reload")
     _systemctl("enable", *ENABLED)
-    _systemctl("start", "instar-updater.socket", "instar-updater.timer")
+    _systemctl("start", *TRIGGERS)
+    return _switch_api(layout)
 
 
-def filled(layout: Layout) -> dict[str, str]:
-    """The text of each unit for this node."""
+def start_triggers(layout: Layout, folder: Path = FOLDER) -> str:
+    """See that sockets and timer are up, and that the API listens where config.toml says by now.
+
+    Returns why it does not; '' when it does, or is not wanted.
+    """
+    if _place_api(layout, folder):
+        _systemctl("daemon-reload")
+        _systemctl("stop", API_SOCKET, UPDATER)  # a socket cannot be moved below a running updater
+    _systemctl("start", *TRIGGERS)
+    return _switch_api(layout)
+
+
+def stop_triggers() -> None:
+    """Nothing starts the updater any more, before the next start-up or `start_triggers`."""
+    if loadable():
+        _systemctl("stop", *TRIGGERS, *_known((API_SOCKET,)))
+
+
+def filled(layout: Layout, python: str = "", api: str = Settings().updater.api) -> dict[str, str]:
+    """The text of each unit for this node. `python` is the interpreter; '' is the one that runs this."""
     state = str(layout.state)
     hidden = any(layout.state.is_relative_to(folder) for folder in TEMPORARY)
     words = {
         "writable": _quoted(state),
-        "socket": str(layout.socket("updater")).replace("%", "%%"),  # takes the rest of its line as it is
+        "enrolled": _enrolled(layout),  # these two take the rest of their line as it is
+        "socket": str(layout.socket("updater")).replace("%", "%%"),
         "private_tmp": "no" if hidden else "yes",
+        "api": api,
     }
     for role in LINES:
         line = command(layout.launcher, "launch", role, "--state", state)
+        line[0] = python or line[0]
         words[role] = " ".join(_quoted(word).replace("$", "$$") for word in line)
     return {name: text.format(**words) for name, text in UNITS.items()}
 
@@ -174,17 +116,88 @@ def _quoted(word: str) -> str:
     return escaped if escaped == word and not set(word) & set(" \t'") else f'"{escaped}"'
 
 
+# --- where the updater's API listens
+
+
+def _api(layout: Layout) -> str:
+    """As the updater itself reads it: a file that cannot be read leaves the default."""
+    try:
+        return read_config(layout).updater.api
+    except InputError:
+        return Settings().updater.api
+
+
+def _place_api(layout: Layout, folder: Path) -> bool:
+    """Write what says where the API listens, beside the packaged unit or as a whole; whether that changed."""
+    api = _api(layout)
+    if packaged(layout, folder):
+        other = api not in ("", Settings().updater.api)
+        return _place_drop_in(API_DROP_IN.format(api=api) if other else "", folder)
+    return _place(folder / API_SOCKET, API.format(api=api, enrolled=_enrolled(layout)) if api else "")
+
+
+def _place_drop_in(text: str, folder: Path) -> bool:
+    drop_in = folder / f"{API_SOCKET}.d" / DROP_IN
+    changed = _place(drop_in, text)
+    if not text:
+        with contextlib.suppress(OSError):  # absent, or with something of an operator's in it
+            drop_in.parent.rmdir()
+    return changed
+
+
+def _enrolled(layout: Layout) -> str:
+    return str(layout.node).replace("%", "%%")
+
+
+def _place(path: Path, text: str) -> bool:
+    """Have `path` hold `text`, or be absent for ''; whether it was not so."""
+    old = path.read_text() if path.exists() else ""
+    if old == text:
+        return False
+    if text:
+        make_folder(path.parent)
+        write_atomic(path, text.encode())
+    else:
+        remove(path)
+    return True
+
+
+def _switch_api(layout: Layout) -> str:
+    """Its own socket may fail: a port that another program has must not keep a node from running."""
+    if not _api(layout):
+        if _known((API_SOCKET,)):
+            _systemctl("disable", "--now", API_SOCKET)
+        return ""
+    _systemctl("enable", API_SOCKET)
+    try:
+        _systemctl("start", API_SOCKET)
+    except MachineError as error:
+        return f"{error.text}; `instar start` tries again"
+    return ""
+
+
+# --- taking them away
+
+
 def remove_units(folder: Path = FOLDER) -> None:
-    """Stop, disable and remove the units. Absent ones are fine."""
-    present = [name for name in UNITS if (folder / name).exists()]
-    if present:
-        _systemctl("disable", "--now", *[name for name in ENABLED if name in present])
+    """Stop and disable the units, and remove those that are not the package's. Absent ones are fine."""
+    present = _known(tuple(UNITS), folder)
+    if present and systemd_runs():
+        _systemctl("disable", "--now", *present)
         _systemctl("stop", *present)  # only now can neither socket nor timer start the updater again
         with contextlib.suppress(MachineError):  # it complains of units that are not loaded
             _systemctl("reset-failed", *present)
-    for name in present:
+    for name in UNITS:
         remove(folder / name)
-    _systemctl("daemon-reload")
+        for wants in folder.glob("*.wants"):  # where the package went before its node, links are left
+            remove(wants / name)
+    _place_drop_in("", folder)
+    if systemd_runs():
+        _systemctl("daemon-reload")
+
+
+def _known(names: tuple[str, ...], folder: Path = FOLDER, packages: Path = PACKAGED) -> list[str]:
+    return [name for name in names if (folder / name).exists() or (packages / name).exists()]
 
 
 def _systemctl(*words: str) -> None:

@@ -61,10 +61,10 @@ def drive(journal: Journal, target: Target, follower: Follower, bound: Bound = u
 def abandon(journal: Journal, target: Target, reason: Reason) -> bool:
     """Give up a transaction that has changed nothing that runs yet; whether it could be given up."""
     progress = journal.progress
-    if (
-        progress.state not in BEFORE_ACTIVATION
-        or target.observe(progress).current == progress.begin.release.name
-    ):
+    if progress.state not in BEFORE_ACTIVATION:
+        return False
+    untouched = progress.begin.anew and not progress.intended(Step.ACTIVATE)
+    if not untouched and target.observe(progress).current == progress.begin.release.name:
         return False
     journal.intent(progress.step)
     journal.outcome(progress.step, Event.FAILED, reason, {"blame": False})
@@ -108,7 +108,7 @@ def _run(journal: Journal, target: Target, step: Step, bound: Bound) -> None:
         )
         return
     reach(f"step:{step.value}:after")
-    journal.outcome(step, Event.DONE, None, outcome.data)
+    journal.outcome(step, Event.DONE, outcome.reason, outcome.data)
 
 
 def _failed(journal: Journal, step: Step, reason: Reason, blame: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ class Journals:
     def begin(self, begin: Begin) -> Journal:
         """Start a transaction's file. Raises MachineError when it cannot be written."""
         path = self.folder / f"{begin.tx}{SUFFIX}"
-        record = Record("begin", moment(self._clock), data=asdict(begin))
+        record = Record("begin", moment(self._clock), data=begin.as_data())
         reach("journal:begin:before")
         _write(self._disk, path, records.encode(record))
         with contextlib.suppress(OSError):
@@ -81,6 +80,11 @@ class Journals:
         """As `open_all`, but changes nothing: for those who only look."""
         journals = [j for p in self.folder.glob(f"*{SUFFIX}") if (j := self._read(p)[0]) is not None]
         return sorted(journals, key=lambda j: j.records[0].at.wall)
+
+    def read(self, tx: str) -> Journal | None:
+        """One transaction's, for those who only look; None where there is none that can be read.
+        `tx` must have been checked: it is a part of a file's name."""
+        return self._read(self.folder / f"{tx}{SUFFIX}")[0]
 
     def unfinished(self) -> list[Journal]:
         return [j for j in self.open_all() if not j.progress.finished]

@@ -11,9 +11,11 @@ from instar.core.recovery import Observation
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step found out. `data` goes into the journal with the outcome, for the steps that follow."""
+    """What a step found out. `data` goes into the journal with the outcome, for the steps that follow;
+    `reason` too, for people."""
 
     data: dict[str, Any] = field(default_factory=dict)
+    reason: Reason | None = None
 
 
 class Failed(Exception):

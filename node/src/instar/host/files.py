@@ -42,6 +42,18 @@ class Disk:
         finally:
             os.close(fd)
 
+    def write_over(self, path: Path, data: bytes, offset: int) -> None:
+        """Put `data` into `path` at `offset`, within what the file holds already, and sync it."""
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            view = memoryview(data)
+            while view:
+                done = os.pwrite(fd, view, offset)
+                view, offset = view[done:], offset + done
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
     def truncate(self, path: Path, size: int) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:

@@ -14,13 +14,15 @@
   modules/<name>/  releases/<release>/ current previous trial.json data/ used retired.json incoming/
   run/          sockets, locks, process records
   config.toml   what an operator may set (docs/configuration.md)
-  quarantine.json
+  quarantine.json               releases that failed here
+  held.json                     lines that a push holds against older wishes
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from instar.core.light import dataclass
 
 LINES = ("agent", "updater")
 
@@ -148,6 +150,11 @@ class Layout:
         return self.state / "held.json"
 
     @property
+    def artifacts(self) -> Path:
+        """Where the server serves metadata and targets, if not where it serves the rest."""
+        return self.run / "artifacts.json"
+
+    @property
     def journal(self) -> Path:
         return self.state / "journal"
 
@@ -174,6 +181,11 @@ class Layout:
     def process(self, role: str) -> Path:
         """The record of the process that plays `role`."""
         return self.run / f"{role}.json"
+
+    @property
+    def starts(self) -> Path:
+        """When the agent was started without a welcome since (recovery/launch.py)."""
+        return self.run / "agent.unheard"
 
     def role_lock(self, role: str) -> Path:
         """Held (flock) by the one process that plays `role`."""

@@ -20,7 +20,6 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from instar.core.errors import MachineError, ReleaseError
 from instar.core.releases import is_release_name, version_key, version_of
@@ -28,9 +27,14 @@ from instar.host.files import DISK, Disk, point_link, remove, remove_tree, write
 from instar.host.layout import LineLayout
 from instar.host.locks import RoleLock
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 PROGRAM = "instar.pyz"
 MANIFEST = "manifest.json"
 VALID = "valid"
+BLOCK = 1 << 18  # bytes that are read at once
 
 
 class Line:
@@ -170,10 +174,11 @@ def _named_by(link: Path) -> str:
 
 def _check_file(release: str, path: Path, entry: dict[str, Any]) -> None:
     digest = hashlib.sha256()
+    block = memoryview(bytearray(BLOCK))  # not mapped: a bad spot on the disk must be an error, not a signal
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with open(fd, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    with open(fd, "rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
     if digest.hexdigest() != entry["sha256"]:
         text = (
             f"cannot use {release}: {path.name}: expected SHA-256 {entry['sha256']}, got {digest.hexdigest()}"

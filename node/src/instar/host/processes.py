@@ -1,6 +1,8 @@
 """Processes: told apart by pid *and* start time, signalled through pidfds, proven gone.
 
 A pid alone may be another process by now; the pair (pid, start time) of one boot never is.
+
+The launcher writes records through this, and neither waits nor signals: those imports are in the functions.
 """
 
 from __future__ import annotations
@@ -8,13 +10,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
-import signal
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from instar.core.errors import MachineError
+from instar.core.light import asdict, dataclass
 from instar.host.files import failed, remove
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,8 @@ def open_pidfd(process: Process, boot_id: str) -> int | None:
 
 def wait_gone(pidfd: int, timeout_s: float) -> bool:
     """Whether the process behind `pidfd` ended within `timeout_s`."""
+    import select
+
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(max(0, round(timeout_s * 1000))))
@@ -119,6 +125,8 @@ def stop(process: Process, boot_id: str, grace_s: float, kill_s: float = 5.0) ->
     Returns 'gone' (it was not there), 'stopped' or 'killed'.
     Raises MachineError `not-gone` when even KILL does not end it (a process stuck in the kernel).
     """
+    import signal
+
     fd = open_pidfd(process, boot_id)
     if fd is None:
         return "gone"
@@ -147,6 +155,8 @@ def send(process: Process, boot_id: str, number: signal.Signals) -> bool:
 
 
 def _send(pidfd: int, number: signal.Signals) -> None:
+    import signal
+
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:

@@ -7,6 +7,7 @@ Not safe for use by two threads at once; each takes its own.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import ssl
@@ -25,7 +26,11 @@ CHUNK = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the server is and how to get there. `proxy` is `http://host:port`, or ''."""
+    """Where the server is and how to get there. `proxy` is `http://host:port`, or ''.
+
+    `pin` is the SHA-256, hexadecimal, of the one server certificate (DER) that is accepted; '' for any that
+    the fleet's CA signed.
+    """
 
     server: str
     ca: Path
@@ -34,6 +39,7 @@ class Endpoint:
     proxy: str = ""
     program: str = ""  # value of the Instar-Program header
     timeout_s: float = 20.0
+    pin: str = ""
 
 
 class Transport:
@@ -137,9 +143,9 @@ class Transport:
 
     def _new_connection(self, timeout_s: float, context: ssl.SSLContext) -> http.client.HTTPSConnection:
         if not self.endpoint.proxy:
-            return http.client.HTTPSConnection(self.host, self.port, timeout=timeout_s, context=context)
+            return _Connection(self.host, self.port, timeout_s, context, self.endpoint.pin)
         host, port = host_port(self.endpoint.proxy, "http", 3128)
-        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+        connection = _Connection(host, port, timeout_s, context, self.endpoint.pin)
         connection.set_tunnel(self.host, self.port)
         return connection
 
@@ -155,6 +161,26 @@ class Transport:
         if response.status == 429 or response.status >= 500:
             return ServerUnreachable("server-busy", f"cannot use the server now: {message}")
         return ServerRefused(code, message)
+
+
+class _Connection(http.client.HTTPSConnection):
+    """Looks at the certificate right after the handshake: nothing is said to another server."""
+
+    def __init__(self, host: str, port: int, timeout_s: float, context: ssl.SSLContext, pin: str) -> None:
+        super().__init__(host, port, timeout=timeout_s, context=context)
+        self._pin = pin
+
+    def connect(self) -> None:
+        """Raises ServerUnreachable `certificate-differs`."""
+        super().connect()
+        if not self._pin:
+            return
+        shown = self.sock.getpeercert(binary_form=True)
+        got = hashlib.sha256(shown or b"").hexdigest()
+        if got != self._pin:
+            self.close()
+            text = f"cannot trust this server: expected the certificate {self._pin[:16]}…, got {got[:16]}…"
+            raise ServerUnreachable("certificate-differs", text)
 
 
 def host_port(url: str, scheme: str, default_port: int) -> tuple[str, int]:

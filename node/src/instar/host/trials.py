@@ -9,14 +9,16 @@ lock, wins; the other side finds it written and follows. So old and new never ra
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
-
 from instar.core.lease import Lease
+from instar.core.light import asdict, dataclass, replace
 from instar.core.reason import Reason
 from instar.host.clock import Clock
 from instar.host.line import Line
 from instar.host.points import reach
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @dataclass(frozen=True, slots=True)

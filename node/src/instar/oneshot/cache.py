@@ -25,6 +25,7 @@ from instar.host.locks import RoleLock
 
 ONLINE = ("timestamp.json", "snapshot.json", "targets.json")
 ROOTS = "root_history"
+DURABLE = "tuf"
 LOCK_S = 30.0  # a verification takes a second or two
 
 
@@ -33,7 +34,7 @@ class MetadataCache:
 
     def __init__(self, trust: Path) -> None:
         self._trust = trust
-        self._durable = trust / "tuf"
+        self._durable = trust / DURABLE
         self.scratch = trust / "scratch"
         self.dropped: list[str] = []
         self._lock = RoleLock(trust / "lock")

@@ -15,8 +15,8 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import FetcherInterface, Updater
 
-from instar.core.errors import InstarError, ServerRefused, TrustError
-from instar.oneshot.cache import MetadataCache, document, version_of
+from instar.core.errors import InstarError, MachineError, ServerRefused, TrustError
+from instar.oneshot.cache import DURABLE, MetadataCache, document, version_of
 from instar.oneshot.explain import Scene, explain
 
 Fetch = Callable[[str], bytes]
@@ -42,6 +42,31 @@ class VerifiedTarget:
         """Where the server has it: targets/<dir>/<sha256>.<file>."""
         folder, slash, name = self.path.rpartition("/")
         return f"targets/{folder}{slash}{self.sha256}.{name}"
+
+
+MOST_BYTES = 16 * 1024 * 1024  # of one file
+TIMESTAMP = "timestamp.json"
+
+
+def from_folder(folder: Path, trust: Path | None = None) -> Fetch:
+    """Metadata from a folder: a parcel's. Of `trust`, where it is given, comes the timestamp that the node
+    has verified last, and with it what that names."""
+
+    def fetch(path: str) -> bytes:
+        name = path.rpartition("/")[2]
+        place = trust / DURABLE if trust is not None and name == TIMESTAMP else folder
+        try:
+            with (place / name).open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+        except FileNotFoundError:
+            raise ServerRefused("not-found", f"there is no {name} in {place}") from None
+        except OSError as error:
+            raise MachineError("disk-failed", f"cannot read {place / name}: {error.strerror}") from error
+        if len(data) > MOST_BYTES:
+            raise TrustError("too-long", f"cannot use {name}: expected at most {MOST_BYTES} bytes")
+        return data
+
+    return fetch
 
 
 class RecordingFetcher(FetcherInterface):

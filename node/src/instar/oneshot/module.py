@@ -28,7 +28,7 @@ from instar.host.layout import Layout, ModuleLayout
 from instar.host.line import MANIFEST, Line
 from instar.host.locks import RoleLock
 from instar.host.points import reach
-from instar.host.records import read_config
+from instar.host.records import read_artifacts, read_config
 from instar.host.transport import Transport
 from instar.oneshot import diet
 from instar.oneshot.verify import endpoint_of, fetch_by, kind_of, own_header, server_of
@@ -101,7 +101,8 @@ class Wanted:
         make_folder(self.line.layout.releases)
         check_flags(self.line.layout.releases)
         network = _settings(self.layout).network
-        proxy, program, server = options.proxy or network.proxy, own_header("agent"), server_of(self.layout)
+        proxy, program = options.proxy or network.proxy, own_header("agent")
+        server = read_artifacts(self.layout) or server_of(self.layout)
         transport = Transport(endpoint_of(self.layout, server, proxy, program, options.timeout))
         try:
             length, sha256 = self._fetch(transport, network.rate_bytes_s, end)

@@ -1,4 +1,4 @@
-"""`instar.pyz verify --state DIR --target PATH [--server URL …]`: is this target signed for now?
+"""`instar.pyz verify --state DIR --target PATH [--server URL … | --from DIR]`: is this target signed for now?
 
 A one-shot child of the updater, so that no resident ever loads TUF. One line of JSON on stdout:
 
@@ -9,6 +9,9 @@ A one-shot child of the updater, so that no resident ever loads TUF. One line of
 
 `kind` says what to do: `trust` is an alarm; `stale`, `expired`, `absent`, `unreachable`, `refused` mean to
 wait and ask again. The exit status is that of the error's class (core/errors.py).
+
+With `--from`, the metadata of a parcel are read as if a server had given them: all that holds for a server's
+holds for them, against what this node has already. Where the node has newer ones, those decide.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instar.core.errors import (
     InputError,
@@ -35,6 +38,9 @@ from instar.oneshot import diet
 from instar.trust.paths import check_path
 from instar.trust.program import program_digest
 from instar.version import VERSION
+
+if TYPE_CHECKING:
+    from instar.oneshot.metadata import VerifiedTarget
 
 KINDS: dict[str, str] = {"stale-mirror": "stale", "no-such-target": "absent"}
 KIND_OF_CLASS: tuple[tuple[type[InstarError], str], ...] = (
@@ -67,34 +73,56 @@ def kind_of(error: InstarError) -> str:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     diet.apply()
-    from instar.oneshot.metadata import verify_target
-
     layout = Layout(options.state)
     check_path(options.target, "target")
     now = datetime.now(UTC)
+    found = _from_folder(options, layout, now) if options.folder else _from_servers(options, layout, now)
+    return {
+        "ok": True,
+        "target": {
+            "path": found.path,
+            "length": found.length,
+            "hashes": {"sha256": found.sha256},
+            "custom": found.custom,
+        },
+        "versions": found.versions,
+        "url_path": found.url_path,
+        "dropped": found.dropped,
+    }
+
+
+def _from_folder(options: argparse.Namespace, layout: Layout, now: datetime) -> VerifiedTarget:
+    from instar.oneshot.metadata import from_folder, verify_target
+
+    if options.server:
+        raise InputError("usage", "cannot verify: expected --server or --from, got both")
+    if not options.folder.is_dir():
+        raise InputError("no-metadata", f"cannot verify: there is no folder {options.folder}")
+    try:
+        return verify_target(layout.trust, options.target, from_folder(options.folder), now)
+    except TrustError as error:
+        if KINDS.get(error.code) != "stale":
+            raise
+    # It is older than what this node has verified, which is asked whether the target is signed still.
+    kept = from_folder(options.folder, layout.trust)
+    return verify_target(layout.trust, options.target, kept, now)
+
+
+def _from_servers(options: argparse.Namespace, layout: Layout, now: datetime) -> VerifiedTarget:
+    from instar.oneshot.metadata import verify_target
+
     failure: InstarError | None = None
     program = options.program or own_header("updater")
     for server in options.server or [server_of(layout)]:
-        transport = Transport(endpoint_of(layout, server, options.proxy, program, options.timeout))
+        endpoint = endpoint_of(layout, server, options.proxy, program, options.timeout, options.pin)
+        transport = Transport(endpoint)
         try:
-            found = verify_target(layout.trust, options.target, fetch_by(transport), now)
+            return verify_target(layout.trust, options.target, fetch_by(transport), now)
         except ServerUnreachable as error:
             failure = error
             continue
         finally:
             transport.close()
-        return {
-            "ok": True,
-            "target": {
-                "path": found.path,
-                "length": found.length,
-                "hashes": {"sha256": found.sha256},
-                "custom": found.custom,
-            },
-            "versions": found.versions,
-            "url_path": found.url_path,
-            "dropped": found.dropped,
-        }
     raise failure or InputError("no-server", "cannot verify: no server was given")
 
 
@@ -103,8 +131,10 @@ def fetch_by(transport: Transport) -> Callable[[str], bytes]:
     return lambda path: transport.get(f"/v1/{path}")
 
 
-def endpoint_of(layout: Layout, server: str, proxy: str, program: str, timeout_s: float) -> Endpoint:
-    return Endpoint(server, layout.ca, layout.certificate, layout.key, proxy, program, timeout_s)
+def endpoint_of(
+    layout: Layout, server: str, proxy: str, program: str, timeout_s: float, pin: str = ""
+) -> Endpoint:
+    return Endpoint(server, layout.ca, layout.certificate, layout.key, proxy, program, timeout_s, pin)
 
 
 def own_header(role: str) -> str:
@@ -135,9 +165,18 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help="https://host:port; several are tried in turn (default: the node's own)",
     )
+    parser.add_argument(
+        "--from", dest="folder", type=Path, metavar="DIR", help="a parcel's metadata, instead of a server's"
+    )
+    parser.add_argument(
+        "--trust-only", action="store_true", help="ask no server, whatever else is said; with --from"
+    )
     parser.add_argument("--proxy", default="", help="http://host:port")
     parser.add_argument(
         "--program", default="", help="value of the Instar-Program header (default: of this file)"
+    )
+    parser.add_argument(
+        "--pin", default="", help="SHA-256 of the one server certificate to accept (default: the CA's word)"
     )
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds for each answer (default 20)")
     return parser

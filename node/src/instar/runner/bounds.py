@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+from typing import Any
 
 from instar.core.errors import InputError, MachineError
 from instar.runner.kinds import Limits
@@ -21,9 +22,10 @@ PLAIN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 KEPT = "INSTAR_WASMTIME"  # where the agent's configuration says that wasmtime is
 HERE = "/proc/self/cwd"  # the working folder, for one who may not come there by its path
 SPARE_S = 2  # past its deadline, a runner whose agent died ends itself
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1, 38, 39
 STILL_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)  # so that a write fails with a reason
 UNCATCHABLE = (signal.SIGKILL, signal.SIGSTOP)
+_libc: Any = None
 
 
 def settle() -> None:
@@ -81,6 +83,24 @@ def _place(request: Request) -> None:
     plain_environment()
     os.environ.update(HOME=cwd, TMPDIR=cwd, INSTAR_MODULE=module.name)
     sys.argv = [f"{module.home}/{module.entry}" if module.entry else module.name]
+
+
+def warm_up() -> None:
+    """Walk the ways of `apply` in a runner that waits, binding nothing: the pages that they touch are its own
+    then, and its run need not wait for them."""
+    os.environ.update(HOME=HERE, TMPDIR=HERE, INSTAR_MODULE="x")
+    plain_environment()
+    os.chdir(os.getcwd())
+    sys.argv = ["x/x"]
+    _ids("")
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS):
+        resource.setrlimit(kind, resource.getrlimit(kind))
+    with open("/proc/self/statm", "rb") as file:
+        file.read().split()
+    _prctl(PR_GET_NO_NEW_PRIVS, 0)
+    landlock = sys.modules.get("instar.runner.landlock")  # not where this Python has no ctypes
+    if landlock is not None:
+        landlock.warm_up()
 
 
 def plain_environment() -> None:
@@ -202,8 +222,10 @@ def _become(user: str, uid: int, gid: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
+    global _libc
     try:
         import ctypes
     except ImportError:
         return
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    _libc = _libc or ctypes.CDLL(None)  # each new one makes a class of its own
+    _libc.prctl(option, value, 0, 0, 0)

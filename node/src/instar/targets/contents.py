@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,9 @@ from instar.host.line import PROGRAM
 from instar.trust.archive import Listing
 from instar.trust.manifest import Manifest
 from instar.trust.module import KIND, ModuleManifest, module_release
-from instar.trust.program import program_digest
+from instar.trust.program import TAIL, digested_length
+
+CHUNK = 1 << 20
 
 
 class Contents(Protocol):
@@ -41,7 +44,7 @@ class NodeContents:
 
     def check(self, manifest: bytes, folder: Path, release: Release) -> None:
         Manifest.decode(manifest).check_target(release.version, release.digest)
-        digest = program_digest((folder / PROGRAM).read_bytes())
+        digest = _program_digest(folder / PROGRAM)
         if digest != release.digest:
             text = f"cannot trust {PROGRAM}: expected program digest {release.digest}, got {digest}"
             raise TrustError("altered-program", text)
@@ -72,6 +75,20 @@ class ModuleContents:
 
     def release(self, manifest: bytes) -> Release:
         return module_release(ModuleManifest.decode(manifest), manifest)
+
+
+def _program_digest(path: Path) -> str:
+    """As trust.program.program_digest, in constant memory. Raises InputError `bad-program`, OSError."""
+    digest = hashlib.sha384()
+    with path.open("rb") as file:
+        before = max(0, file.seek(0, 2) - TAIL)
+        file.seek(before)
+        left = digested_length(file.read(TAIL), before)
+        file.seek(0)
+        while chunk := file.read(min(CHUNK, left)):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
 
 
 NODE = NodeContents()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from instar.core.journal import Reason
@@ -37,16 +38,23 @@ class Verdict:
 class Server(Protocol):
     """What a target asks of the server. Raises ServerUnreachable, ServerRefused or TrustError."""
 
-    def trusted_target(self, target: str) -> TrustedTarget:
-        """Bring the metadata up to date, verify it, and look `target` up in it."""
+    def trusted_target(self, target: str, metadata: Path | None = None) -> TrustedTarget:
+        """Bring the metadata up to date, verify it, and look `target` up in it. `metadata` is a folder of
+        them that takes the server's place: a parcel's."""
 
     def verdict(self, line: str, phase: str, tx: str, digest: str, wait_s: float) -> Verdict: ...
 
     def source(self) -> Source: ...
 
 
+def _untold(done: int, total: int) -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True)
 class Kit:
+    """`brought` is told how many bytes of how many have come, while something is fetched."""
+
     layout: Layout
     clock: Clock
     services: Services
@@ -55,3 +63,4 @@ class Kit:
     program: Program
     sleep: Callable[[float], None]
     disk: Disk = field(default=DISK)
+    brought: Callable[[int, int], None] = field(default=_untold)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from instar.core import quarantine
 from instar.core.errors import InputError, InstarError, MachineError, TrustError
-from instar.core.journal import Progress, Reason
+from instar.core.held import Hold
+from instar.core.journal import Begin, Progress, Reason
 from instar.core.recovery import Observation
 from instar.core.releases import Release, version_of
 from instar.core.transaction import DEADLINE_S, Step
@@ -24,9 +25,11 @@ from instar.host.disks import check_flags, check_space
 from instar.host.files import make_folder, remove_tree
 from instar.host.line import MANIFEST, Line
 from instar.host.locks import RoleLock
+from instar.host.parcel import Parcel
 from instar.host.points import reach
-from instar.host.records import read_quarantine, write_quarantine
+from instar.host.records import read_held, read_quarantine, write_held, write_quarantine
 from instar.host.sockets import ask
+from instar.targets import parcels
 from instar.targets.contents import Contents
 from instar.targets.kit import Kit, TrustedTarget
 from instar.targets.unpack import hash_file, unpack
@@ -58,18 +61,31 @@ class LineTarget:
         make_folder(staging, 0o700, self.kit.disk)
         make_folder(self.line.layout.releases, 0o755, self.kit.disk)
         check_flags(self.line.layout.releases)
-        target = self.kit.server.trusted_target(begin.target)
+        archive, valid = staging / "archive", self.line.is_valid(begin.release.name)
+        parcel = None if valid else parcels.found(self.kit, begin, archive)
+        target = self.kit.server.trusted_target(begin.target, parcel.metadata if parcel else None)
         self.check_promise(progress, target)
-        if self.line.is_valid(begin.release.name):
-            return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
-        check_space(staging, target.length * (1 + UNPACKED_TIMES))
-        rate, most_s = self.kit.settings.network.rate_bytes_s, DEADLINE_S[Step.STAGE]
-        limits = Limits(rate_bytes_s=rate, deadline_s=most_s)
-        archive = staging / "archive"
-        reach("stage:fetch")
-        fetch(self.kit.server.source(), target.path, archive, target.length, limits, sleep=self.kit.sleep)
-        self.kit.disk.sync_folder(staging)
+        if not valid:
+            self._bring(parcel, target, archive)
         return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
+
+    def _bring(self, parcel: Parcel | None, target: TrustedTarget, archive: Path) -> None:
+        kit = self.kit
+        if parcel is not None:
+            check_space(archive.parent, target.length * UNPACKED_TIMES)
+            reach("stage:parcel")
+            parcels.take(kit, parcel, target, archive)
+        else:
+            check_space(archive.parent, target.length * (1 + UNPACKED_TIMES))
+            limits = Limits(kit.settings.network.rate_bytes_s, deadline_s=DEADLINE_S[Step.STAGE])
+            reach("stage:fetch")
+            length = target.length
+
+            def progress(done: int) -> None:
+                kit.brought(done, length)
+
+            fetch(kit.server.source(), target.path, archive, length, limits, progress, kit.sleep)
+        kit.disk.sync_folder(archive.parent)
 
     def verify(self, progress: Progress, notes: Notes) -> Outcome:
         release = progress.begin.release
@@ -94,7 +110,7 @@ class LineTarget:
     def activate(self, progress: Progress, notes: Notes) -> Outcome:
         begin = progress.begin
         if "before" not in progress.data:
-            notes.note({"before": self.health_before()})
+            notes.note({"before": self.health_before(), **self.marks()})
         with self._locked():
             trial = trials.read(self.line)
             if trial is None or trial.tx != begin.tx:  # one left by a journal that was lost is nobody's
@@ -114,6 +130,7 @@ class LineTarget:
         if progress.begin.cause == "rollback":
             reason = Reason("rolled-back", f"an operator went back to {progress.begin.version}")
             self._quarantine(progress, progress.begin.origin, reason)
+        self._hold(progress.begin)
         self.collect()
         remove_tree(self._staging(progress), self.kit.disk)
         return Outcome()
@@ -121,9 +138,10 @@ class LineTarget:
     def revert(self, progress: Progress, notes: Notes) -> Outcome:
         begin = progress.begin
         candidate = begin.release.name
+        touched = not begin.anew or progress.intended(Step.ACTIVATE)
         with self._locked():
-            if self.line.current() in (candidate, begin.origin):
-                self.put_back(begin.origin, begin.fallback)
+            if touched and self.line.current() in (candidate, begin.origin):
+                self.put_back(begin.way_back, "" if begin.anew else begin.fallback)
         reach("revert:flipped")
         self.bring_back(self.line.current())
         if progress.data.get("blame", True) and begin.cause != "rollback" and progress.reason is not None:
@@ -181,6 +199,10 @@ class LineTarget:
         health = read_health(answer)
         return {"connected": health.connected, "modules": health.modules}
 
+    def marks(self) -> dict[str, object]:
+        """What else is written down right before the switch."""
+        return {}
+
     def commit(self, progress: Progress) -> None:
         """Decide for good that the trial is passed. The first of this and an undo wins (host/trials.py)."""
         with self._locked():
@@ -217,13 +239,24 @@ class LineTarget:
         begin, clock, wanted = progress.begin, self.kit.clock, self.kit.settings.trial
         lease_s = max(wanted.lease_s, self.least_lease_s(progress))
         lease = Lease(lease_s, max(wanted.cap_s, lease_s), clock.boot_id(), clock.boottime())
-        return trials.Trial(begin.tx, begin.release.name, begin.origin, wanted.attempts, lease)
+        return trials.Trial(begin.tx, begin.release.name, begin.way_back, wanted.attempts, lease)
 
     def _end_trial(self, progress: Progress) -> None:
         with self._locked():
             trial = trials.read(self.line)
             if trial is not None and trial.tx == progress.begin.tx:
                 self.line.end_trial()
+
+    def _hold(self, begin: Begin) -> None:
+        """A confirmed push holds its line (core/held.py); whatever else was confirmed ends the hold."""
+        path = self.kit.layout.held
+        held = read_held(path)
+        left = {line: hold for line, hold in held.items() if line != begin.line}
+        if begin.cause == "push":
+            since = self.kit.clock.wall()
+            left[begin.line] = Hold(begin.version, begin.digest, begin.generation, since)
+        if left != held:
+            write_held(path, left, self.kit.disk)
 
     def _quarantine(self, progress: Progress, release: str, reason: Reason) -> None:
         path = self.kit.layout.quarantine

@@ -23,6 +23,7 @@ from instar.trust.archive import ArchiveRules, Listing
 from instar.trust.manifest import MAX_SIZE, FileEntry
 
 CHUNK = 1 << 20
+LARGE = 4 << 20  # bytes of a file that is not held in memory
 
 
 def unpack(archive: Path, line: Line, release: Release, disk: Disk, contents: Contents = NODE) -> None:
@@ -76,12 +77,28 @@ def _extract(archive: Path, folder: Path, disk: Disk, contents: Contents) -> Lis
 
 
 def _file(source: IO[bytes], folder: Path, entry: FileEntry, disk: Disk) -> None:
-    path = folder / entry.path
+    path, mode = folder / entry.path, entry.mode_bits & ~0o222
     make_folder(path.parent, 0o755, disk)
-    data = source.read(entry.size + 1)
-    entry.check(len(data), hashlib.sha256(data).hexdigest())
-    disk.write_new(path, data, entry.mode_bits & ~0o222)
+    if entry.size > LARGE:
+        _large_file(source, path, entry, mode, disk)
+    else:
+        data = source.read(entry.size + 1)
+        entry.check(len(data), hashlib.sha256(data).hexdigest())
+        disk.write_new(path, data, mode)
     reach("unpack:file")
+
+
+def _large_file(source: IO[bytes], path: Path, entry: FileEntry, mode: int, disk: Disk) -> None:
+    """Piece by piece, so that a release of any size takes the same memory."""
+    digest, size = hashlib.sha256(), 0
+    disk.write_new(path, b"", 0o600)
+    while chunk := source.read(min(CHUNK, entry.size + 1 - size)):
+        disk.append(path, chunk, 0o600)
+        digest.update(chunk)
+        size += len(chunk)
+    entry.check(size, digest.hexdigest())
+    os.chmod(path, mode)
+    disk.sync_file(path)
 
 
 def hash_file(path: Path) -> tuple[int, str]:

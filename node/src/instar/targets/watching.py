@@ -18,6 +18,7 @@ from instar.host import trials
 from instar.host.sockets import ask
 from instar.targets.kit import Kit
 from instar.targets.line import LOCK_WAIT_S, LineTarget
+from instar.targets.probe import Probe
 
 ASK_S = 1.0  # for one answer of the local API
 VERDICT_S = 1.0  # how long one question for the verdict may be held open
@@ -30,7 +31,11 @@ MARK_S = 15.0  # how often the time that was used up goes to the disk, for the n
 class Watch:
     """One trial being watched by one process. Holds only what can be found out again."""
 
-    def __init__(self, target: LineTarget, progress: Progress, notes: Notes) -> None:
+    def __init__(
+        self, target: LineTarget, progress: Progress, notes: Notes, probe: Probe | None = None
+    ) -> None:
+        """`probe`, where there is one, must have passed as well, and ends the trial early if it fails."""
+        self.probe = probe
         self.target, self.kit, self.progress, self.notes = target, target.kit, progress, notes
         self.before = Health(**progress.data.get("before", {}))
         self._pid = 0
@@ -50,16 +55,24 @@ class Watch:
             facts = self._facts(trial, answer)
             hold_s = self.kit.settings.trial.hold_s
             match judge(facts, self.progress.begin.digest, self.before, hold_s, trial.lease):
-                case Confirm():
+                case Confirm() if self.probe is None or self.probe.passed:
                     self.target.commit(self.progress)
                     return
+                case Confirm():
+                    self._check_probe()
+                    self._wait("it does not say that it is the wanted version", False, facts)
                 case Revert(reason, blame):
                     raise Failed(reason, blame)
                 case Wait(missing, stretched):
+                    self._check_probe()
                     self._wait(missing, stretched, facts)
             if self.kit.clock.boottime() >= next_mark:
                 self._mark()
                 next_mark = self.kit.clock.boottime() + MARK_S
+
+    def _check_probe(self) -> None:
+        if self.probe is not None and self.probe.failed:
+            raise Failed(Reason("probe-failed", self.probe.words()))
 
     def _trial(self) -> trials.Trial:
         trial = trials.read(self.target.line)
@@ -84,8 +97,13 @@ class Watch:
             pid, health = int(said.get("pid", 0)), read_health(said)
         except (InstarError, TypeError, ValueError) as error:  # silent, or talking nonsense: the same
             self._pid = 0
+            if self.probe is not None:
+                why = error.text if isinstance(error, InstarError) else f"it talks nonsense: {error}"
+                self.probe.silent(why, clock.boottime())
             facts = Facts(spent, False, "", 0.0, Health(), verdict, reason)
             return replace(facts, silence=error.text) if isinstance(error, ReleaseError) else facts
+        if self.probe is not None:
+            self.probe.heard(said, clock.boottime())
         if pid != self._pid:
             self._pid, self._pid_since = pid, clock.boottime()
         up_s = clock.boottime() - self._pid_since

@@ -24,6 +24,7 @@ from instar.core.errors import InputError
 EOCD = b"PK\x05\x06"
 EOCD_SIZE = 22
 MAX_COMMENT = 65_535  # bytes; the field has 16 bits
+TAIL = 2 * (EOCD_SIZE + MAX_COMMENT)  # bytes at the end that say what the rest is
 
 
 def program_digest(data: bytes) -> str:
@@ -33,6 +34,14 @@ def program_digest(data: bytes) -> str:
     """
     end = _eocd(data) + EOCD_SIZE - 2
     return hashlib.sha384(memoryview(data)[:end]).hexdigest()
+
+
+def digested_length(tail: bytes, before: int) -> int:
+    """How many bytes of a program the digest covers, from the last TAIL of them; `before` are left out.
+
+    For one that is too large to be held. Raises InputError `bad-program`.
+    """
+    return before + _eocd(tail, before) + EOCD_SIZE - 2
 
 
 def split_program(data: bytes) -> tuple[bytes, bytes]:
@@ -57,8 +66,9 @@ def join_program(program: bytes, comment: bytes) -> bytes:
     return program[: start + EOCD_SIZE - 2] + struct.pack("<H", len(comment)) + comment
 
 
-def _eocd(data: bytes) -> int:
-    """Where the one EOCD record starts. It must be the last signature, and its comment end the file."""
+def _eocd(data: bytes, before: int = 0) -> int:
+    """Where the one EOCD record starts. It must be the last signature, and its comment end the file.
+    `before` bytes of the file are not in `data`."""
     start = data.rfind(EOCD)
     if start < 0 or len(data) - start < EOCD_SIZE:
         raise InputError("bad-program", "cannot read the program: it has no end-of-central-directory record")
@@ -70,7 +80,7 @@ def _eocd(data: bytes) -> int:
             f"cannot read the program: its last record states a comment of {stated} bytes, got {got}",
         )
     _refuse_outer(data, start)
-    _check_directory(data, start)
+    _check_directory(data, start, before)
     return start
 
 
@@ -88,15 +98,15 @@ def _refuse_outer(data: bytes, start: int) -> None:
         at = data.rfind(EOCD, begin, at)
 
 
-def _check_directory(data: bytes, start: int) -> None:
+def _check_directory(data: bytes, start: int, before: int) -> None:
     """The central directory must end where the record starts, and lie within the file, on one disk."""
     disk, first, here, entries, size, offset = struct.unpack_from("<HHHHII", data, start + 4)
     if disk or first or here != entries:
         raise InputError("bad-program", "cannot read the program: a zip file of several disks")
     if entries == 0xFFFF or 0xFFFFFFFF in (size, offset):
         raise InputError("bad-program", "cannot read the program: zip64 is not supported")
-    if size + offset > start:
+    if size + offset > before + start:
         raise InputError(
             "bad-program",
-            f"cannot read the program: expected its directory to end by byte {start}, got {size + offset}",
+            f"cannot read the program: expected its directory to end by byte {before + start}, got {size + offset}",
         )

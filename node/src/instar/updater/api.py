@@ -1,6 +1,6 @@
-"""The updater's local API: a thread that answers on a Unix socket while the main thread works.
+"""The updater's local socket: the old protocol of one line, and HTTP for whoever begins with a word of it.
 
-Under systemd the socket is handed in (LISTEN_FDS) and outlives the updater.
+The first byte tells them apart: `{` begins a line of JSON. What HTTP needs is imported when it first comes.
 """
 
 from __future__ import annotations
@@ -10,48 +10,76 @@ import json
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instar.core.errors import InputError, InstarError
 from instar.host.sockets import MOST_BYTES
+from instar.updater.http.listener import Listener
 
-CLIENT_S = 5.0  # for one client's request
-AGAIN_S = 0.2  # after an accept that failed
-SYSTEMD_FD = 3  # sd_listen_fds(3)
+if TYPE_CHECKING:
+    from instar.updater.http.calls import Services
+    from instar.updater.http.serve import Secure
+
+CLIENT_S = 5.0  # for one client's line
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
+Wiring = Callable[[], "Services"]
 
 
-class LocalApi:
-    """Serves one request per connection, one connection at a time; each is bounded."""
+class Api:
+    """Both ports. `wiring` makes what the HTTP calls work with, once, when the first one comes."""
 
-    def __init__(self, path: Path, handlers: dict[str, Handler]) -> None:
-        self._handlers = handlers
-        self._listener = _handed_in() or _bound(path)
-        self._thread = threading.Thread(target=self._run, name="local-api", daemon=True)
+    def __init__(self, path: Path, api: str, handlers: dict[str, Handler], wiring: Wiring) -> None:
+        self._handlers, self._wiring = handlers, wiring
+        self._services: Services | None = None
+        self._secure: Secure | None = None
+        self._listener = Listener(path, api, self._serve_local, self._serve_remote)
 
     def start(self) -> None:
-        self._thread.start()
+        self._listener.start()
 
-    def _run(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:  # out of descriptors, or the client went away: the next one may be luckier
-                time.sleep(AGAIN_S)
-                continue
-            with connection, contextlib.suppress(OSError):
-                connection.settimeout(CLIENT_S)
-                connection.sendall(json.dumps(self._answer(connection)).encode() + b"\n")
+    def leave(self) -> bool:
+        """Whether nobody is being served; nobody is from then on."""
+        return self._listener.leave()
 
-    def _answer(self, connection: socket.socket) -> dict[str, Any]:
+    def stay(self) -> None:
+        """Take `leave` back."""
+        self._listener.stay()
+
+    def _serve_remote(self, connection: socket.socket, address: str) -> None:
+        if self._secure is None:  # twice, when two come at once, does no harm
+            from instar.updater.http.serve import Secure
+
+            self._secure = Secure(self._wired())
+        self._secure.serve(connection, address)
+
+    def _serve_local(self, connection: socket.socket, _: str) -> None:
+        connection.settimeout(CLIENT_S)
+        first = connection.recv(16_384)
+        uid = _peer(connection)
+        if first and not first.startswith(b"{"):
+            from instar.updater.http.serve import serve
+
+            caller = f"local:{uid}" if _may(uid) else _not_allowed(uid)
+            serve(connection, first, caller, self._wired())
+            return
+        with contextlib.suppress(OSError):
+            connection.settimeout(CLIENT_S)
+            connection.sendall(json.dumps(self._answer(connection, first, uid)).encode() + b"\n")
+
+    def _wired(self) -> Services:
+        if self._services is None:
+            self._services = self._wiring()
+        return self._services
+
+    def _answer(self, connection: socket.socket, first: bytes, uid: int) -> dict[str, Any]:
         try:
-            _check_peer(connection)
-            request = _read(connection)
+            if not _may(uid):
+                raise _not_allowed(uid)
+            request = _read(connection, first)
             handler = self._handlers.get(str(request.get("do")))
             if handler is None:
                 raise InputError("unknown-request", f"expected one of {sorted(self._handlers)}")
@@ -60,11 +88,11 @@ class LocalApi:
             return {"ok": False, "error": error.as_json()}
 
 
-def _read(connection: socket.socket) -> dict[str, Any]:
-    line, end = b"", time.monotonic() + CLIENT_S
+def _read(connection: socket.socket, line: bytes) -> dict[str, Any]:
+    end = time.monotonic() + CLIENT_S
     while not line.endswith(b"\n"):
-        connection.settimeout(max(0.001, end - time.monotonic()))  # for the whole: others wait behind it
-        chunk = connection.recv(16_384)
+        connection.settimeout(max(0.001, end - time.monotonic()))  # for the whole, not for each piece of it
+        chunk = connection.recv(16_384) if line else b""
         line += chunk
         if not chunk or len(line) > MOST_BYTES:
             raise InputError("bad-request", f"expected one line of at most {MOST_BYTES} bytes")
@@ -77,27 +105,15 @@ def _read(connection: socket.socket) -> dict[str, Any]:
     return request
 
 
-def _check_peer(connection: socket.socket) -> None:
+def _peer(connection: socket.socket) -> int:
+    """The user id of the process at the other end."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _, uid, _ = struct.unpack("iII", credentials)
-    if uid not in (0, os.getuid()):
-        raise InputError("not-allowed", f"user {uid} may not use this socket")
+    return int(struct.unpack("iII", credentials)[1])
 
 
-def _handed_in() -> socket.socket | None:
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
-        return None
-    return socket.socket(fileno=SYSTEMD_FD)
+def _may(uid: int) -> bool:
+    return uid in (0, os.getuid())
 
 
-def _bound(path: Path) -> socket.socket:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    old = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(old)
-    listener.listen(16)
-    return listener
+def _not_allowed(uid: int) -> InputError:
+    return InputError("not-allowed", f"user {uid} may not use this socket")

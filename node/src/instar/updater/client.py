@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from instar.core.errors import MachineError, ServerUnreachable, TrustError
+from instar.core.errors import InstarError, MachineError, ServerUnreachable, TrustError
 from instar.core.journal import Reason
 from instar.core.wish import Wanted, read_wanted
 from instar.host.children import run_program
-from instar.host.layout import Layout
+from instar.host.layout import LINES, Layout
+from instar.host.line import Line
 from instar.host.program import Program
+from instar.host.records import write_artifacts
 from instar.host.transport import Transport
 from instar.targets.kit import TrustedTarget, Verdict
+from instar.trust.program import program_digest
 
 VERIFY_WITHIN_S = 120.0
+ARTIFACTS = "artifacts-unreachable"
+# Of a server that does not serve. One that is busy, or shows another certificate, is there.
+AWAY = ("server-unreachable", "server-not-trusted", "cut-off", "too-slow")
 
 
 class ServerClient:
@@ -23,9 +33,14 @@ class ServerClient:
 
     def __init__(self, transport: Transport, layout: Layout, program: Program) -> None:
         self._transport, self._layout, self._program = transport, layout, program
+        self._artifacts: Artifacts | None = None
 
-    def wanted(self) -> Wanted:
-        return read_wanted(self._transport.call("GET", "/v1/node/wanted"))
+    def wanted(self, trouble: str = "") -> Wanted:
+        """What the server wants. `trouble` tells it why the last try got no further."""
+        query = f"?{urlencode({'trouble': trouble})}" if trouble else ""
+        wanted = read_wanted(self._transport.call("GET", f"/v1/node/wanted{query}"))
+        self._fetch_from(wanted.artifacts)
+        return wanted
 
     def verdict(self, line: str, phase: str, tx: str, digest: str, wait_s: float) -> Verdict:
         query = urlencode({"line": line, "phase": phase, "tx": tx, "digest": digest, "wait_s": f"{wait_s:g}"})
@@ -46,14 +61,21 @@ class ServerClient:
         return set(body.get("stored", []))
 
     def source(self) -> Transport:
-        return self._transport
+        return self._artifacts or self._transport
 
-    def trusted_target(self, target: str) -> TrustedTarget:
-        endpoint = self._transport.endpoint
+    def _fetch_from(self, server: str) -> None:
+        """Metadata and targets are at `server` by now; '' for where everything else is."""
+        if server != (self._artifacts.endpoint.server if self._artifacts else ""):
+            if self._artifacts:
+                self._artifacts.close()
+            self._artifacts = Artifacts(replace(self._transport.endpoint, server=server)) if server else None
+        with contextlib.suppress(MachineError):
+            write_artifacts(self._layout, server)
+
+    def trusted_target(self, target: str, metadata: Path | None = None) -> TrustedTarget:
         arguments = ["verify", "--state", str(self._layout.state), "--target", target]
-        arguments += ["--program", endpoint.program]
-        arguments += ["--proxy", endpoint.proxy] if endpoint.proxy else []
-        ended = run_program(self._program.path, arguments, VERIFY_WITHIN_S)
+        arguments += ["--from", str(metadata)] if metadata else self._server_arguments()
+        ended = run_program(self._sound_program(), arguments, VERIFY_WITHIN_S)
         try:
             said = json.loads(ended.stdout)
             if said["ok"]:
@@ -68,4 +90,44 @@ class ServerClient:
             raise TrustError(code, text)
         if kind in ("machine", "input"):
             raise MachineError(code, text)
+        if kind == "unreachable" and metadata is None and self._artifacts:
+            raise _translated(ServerUnreachable(code, text))
         raise ServerUnreachable(code, text)  # expired, stale, absent, unreachable, refused: wait, ask again
+
+    def _server_arguments(self) -> list[str]:
+        endpoint = self.source().endpoint
+        arguments = ["--program", endpoint.program, "--server", endpoint.server]
+        arguments += ["--proxy", endpoint.proxy] if endpoint.proxy else []
+        arguments += ["--pin", endpoint.pin] if endpoint.pin else []
+        return arguments
+
+    def _sound_program(self) -> Path:
+        """Our own, unless its file was damaged while we run: then that of the other line, or the oldest copy,
+        so that what is damaged can be put there anew."""
+        try:
+            if program_digest(self._program.path.read_bytes()) == self._program.digest:
+                return self._program.path
+        except (OSError, InstarError):
+            pass
+        for role in LINES:
+            line = Line(self._layout.line(role))
+            if line.is_valid(current := line.current()):
+                return line.program(current)
+        return self._layout.launcher
+
+
+class Artifacts(Transport):
+    """Fetches from where the server says that metadata and targets are. That it cannot be reached there has
+    a code of its own: the server itself answers, and may send what is wanted by another way."""
+
+    @contextlib.contextmanager
+    def stream(self, path: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        try:
+            with super().stream(path, start) as found:
+                yield found
+        except ServerUnreachable as error:
+            raise _translated(error) from None
+
+
+def _translated(error: ServerUnreachable) -> ServerUnreachable:
+    return ServerUnreachable(ARTIFACTS, error.text) if error.code in AWAY else error

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
-import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from instar.core import quarantine
+from instar.core import held, quarantine
 from instar.core.backoff import Backoff
-from instar.core.errors import InputError, InstarError
+from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.journal import Begin, Progress, Reason
 from instar.core.modules import PREFIX
 from instar.core.releases import Release
 from instar.core.settings import UpdaterSettings
 from instar.core.transaction import State
-from instar.core.wish import Wanted, Wish, after_failures
+from instar.core.wish import NATIVE, RECOVERY, Wanted, Wish, after_failures
 from instar.engine.driver import BEFORE_ACTIVATION, Follower, abandon, drive
 from instar.engine.journal import Journal, Journals
 from instar.engine.target import NotNow
 from instar.host.alarm import within
 from instar.host.clock import Clock
+from instar.host.incoming import Incoming
 from instar.host.layout import Layout
 from instar.host.line import Line
-from instar.host.records import read_quarantine
+from instar.host.records import read_held, read_quarantine, write_held
 from instar.targets.line import LineTarget
-from instar.updater.client import ServerClient
+from instar.targets.parcels import WAITS
+from instar.updater.client import ARTIFACTS, ServerClient
+from instar.updater.orders import Orders, Pushed
 from instar.updater.targets import Targets
-from instar.updater.tidy import tidy
+from instar.updater.tidy import tidy, tidy_parcels
 
 KEPT_JOURNALS = 50
 OLDEST_S = 86400.0  # for a transaction that has not been activated
+BROUGHT_S = 900.0  # for one whose bytes only its maker can bring, until they are staged
+CHECKED_S = 3600.0  # between two looks at all files of a module, which may be many
 
 log = logging.getLogger("instar.updater")
 
 
-@dataclass(slots=True)
-class Orders:
-    """What other threads leave for the loop. Taken and left under `lock`."""
+class Told:
+    """A follower that lets other threads know how far the transaction is, and then tells the next one."""
 
-    lock: threading.Lock
-    wake: threading.Event
-    rollback: str = ""  # the line to roll back
-    busy: str = ""  # the transaction being driven
+    def __init__(self, orders: Orders, further: Follower) -> None:
+        self._orders, self._further = orders, further
+
+    def changed(self, progress: Progress) -> None:
+        if not progress.finished:
+            self._orders.reached(progress.step.value)
+        self._further.changed(progress)
 
 
 class Loop:
@@ -60,9 +67,12 @@ class Loop:
         orders: Orders,
     ) -> None:
         self.layout, self.clock, self.targets, self.client = layout, clock, targets, client
-        self.follower, self.settings, self.orders = follower, settings, orders
+        self.follower, self.settings, self.orders = Told(orders, follower), settings, orders
         self.journals = Journals(layout.journal, clock)
         self._generations: dict[str, int] = {}  # of the wishes as they were last heard
+        self._heard = False  # whether any were
+        self._trouble = ""  # why the last try got no further, for the server
+        self._checked: dict[str, tuple[str, float]] = {}  # modules' releases that were whole, and when
         self._retry_s = math.inf  # until a wish that waits after a failure may be tried again
         self._put_off: list[str] = []  # modules whose trouble this round went past
         self.backoff = Backoff(settings.retry_floor_s, 2.0, settings.retry_cap_s)
@@ -78,8 +88,8 @@ class Loop:
             tidy(self.layout, self.journals, self.targets)
             self._drive_open(active_only=True)
             self._rollback()
-            wanted = self.client.wanted()
-            self._generations = {wish.line: wish.generation for wish in wanted.wishes}
+            self._push()
+            wanted = self._ask()
             self._give_up_unwanted(wanted)
             for modules in (False, True):  # a module never keeps the programs waiting
                 self._drive_open(active_only=False, modules=modules)
@@ -88,8 +98,10 @@ class Loop:
                         self._apart(wish.line, lambda wish=wish: self._fulfil(wish, wanted))  # type: ignore[misc]
             self._retire_unwanted(wanted)
             self.journals.prune(KEPT_JOURNALS)
+            tidy_parcels(self.layout, self.clock, self.journals, wanted, self.targets, self.orders)
         except NotNow as later:
             log.warning("later: %s", later.reason.text)
+            self._trouble = ARTIFACTS if later.reason.code == ARTIFACTS else self._trouble
             return self.backoff.next(random.random())
         except InstarError as error:
             log.warning("%s", error.text)
@@ -104,20 +116,28 @@ class Loop:
         as the wait ends counts too: who leaves when idle must not take it along."""
         woken = self.orders.wake.wait(seconds)
         self.orders.wake.clear()
-        with self.orders.lock:
-            return woken or bool(self.orders.rollback)
+        return woken or self.orders.waiting()
+
+    def _ask(self) -> Wanted:
+        """What the server wants; a newer wish ends what was held against older ones."""
+        wanted = self.client.wanted(self._trouble)
+        self._trouble, self._heard = "", True
+        self._generations = {wish.line: wish.generation for wish in wanted.wishes}
+        before = read_held(self.layout.held)
+        left = held.heard(before, self._generations)
+        if left != before:
+            write_held(self.layout.held, left)
+        return wanted
 
     # --- one transaction
 
     def _drive(self, journal: Journal) -> State:
         begin = journal.progress.begin
-        with self.orders.lock:
-            self.orders.busy = begin.tx
+        self.orders.begin(begin.tx, "" if journal.progress.finished else journal.progress.step.value)
         try:
             end = drive(journal, self.targets.of(begin.line), self.follower, within)
         finally:
-            with self.orders.lock:
-                self.orders.busy = ""
+            self.orders.end()
         why = f": {end.reason.text}" if end.reason else ""
         log.info("%s %s %s%s", begin.line, begin.version, end.state.value, why)
         return end.state
@@ -132,7 +152,7 @@ class Loop:
             if active_only and passive:
                 continue
             if self._too_old(journal):
-                abandon(journal, self.targets.of(begin.line), _reason_too_old())
+                abandon(journal, self.targets.of(begin.line), _reason_too_old(_oldest_s(journal.progress)))
             self._apart(begin.line, lambda journal=journal: self._drive(journal))  # type: ignore[misc]
 
     def _unfinished(self) -> list[Journal]:
@@ -148,9 +168,16 @@ class Loop:
         return sorted(found, key=lambda journal: _is_module(journal.progress.begin.line))
 
     def _apart(self, line: str, do: Callable[[], object]) -> None:
-        """A module's trouble is put off, and holds up nobody else; the programs' ends the round."""
+        """A module's trouble is put off, and holds up nobody else; the programs' ends the round, unless it
+        is only that a parcel has not come yet."""
         if not _is_module(line):
-            do()
+            try:
+                do()
+            except NotNow as later:
+                if later.reason.code != WAITS:
+                    raise
+                log.info("%s: %s", line, later.reason.text)
+                self._put_off.append(line)
             return
         try:
             do()
@@ -165,7 +192,7 @@ class Loop:
     def _too_old(self, journal: Journal) -> bool:
         began = journal.progress.began
         now = self.clock.boottime()
-        return began.boot_id == self.clock.boot_id() and now - began.boottime > OLDEST_S
+        return began.boot_id == self.clock.boot_id() and now - began.boottime > _oldest_s(journal.progress)
 
     def _give_up_unwanted(self, wanted: Wanted) -> None:
         """End what was begun for a wish that is no longer there, unless it is active already."""
@@ -175,11 +202,12 @@ class Loop:
             if begin.cause == "wish" and digests.get(begin.line) != begin.digest:
                 self._end(journal, Reason("superseded", "the server wants another release by now"))
 
-    def _give_up(self, role: str) -> None:
-        """End what was begun on a line that an operator takes back: it would work from a wrong origin."""
+    def _give_up(self, role: str, why: str) -> None:
+        """End what was begun on a line for which an operator orders something else: it would work from a
+        wrong origin."""
         for journal in self._unfinished():
             if journal.progress.begin.line == role:
-                self._end(journal, Reason("superseded", "an operator went back to the previous release"))
+                self._end(journal, Reason("superseded", why))
 
     def _end(self, journal: Journal, reason: Reason) -> None:
         line = journal.progress.begin.line
@@ -199,17 +227,51 @@ class Loop:
 
     def _fulfil(self, wish: Wish, wanted: Wanted) -> None:
         line = self.targets.of(wish.line).line
-        if line.current() == wish.release.name:
-            return
+        current = line.current()
+        anew = current == wish.release.name
+        if wish.via == RECOVERY or (anew and self._is_sound(wish, line)):
+            return  # a recovery core does it, or there is nothing to do
         if wish.line in self._put_off:
             return  # what was put off is open still, and goes first: two at once would undo each other
-        if self._kept_out(wish) or self._waits_for_updater(wish, wanted) or self._too_soon(wish):
+        if self._is_held(wish.line, current) or self._kept_out(wish):
             return
-        log.info("%s: from %s to %s", wish.line, line.current() or "nothing", wish.release.name)
-        begin = self._begin(line, wish.line, wish.release.version, wish.release.digest, "wish")
-        begin = replace(begin, target=wish.target, generation=wish.generation)
+        if self._waits_for_updater(wish, wanted) or self._too_soon(wish):
+            return
+        # Nothing is sent to a node that says it has it: what is damaged is fetched.
+        via = "" if anew else wish.via
+        if via == NATIVE and self._parcel_is_absent(wish):
+            return
+        log.info("%s: from %s to %s", wish.line, current or "nothing", wish.release.name)
+        begin = self._begin(line, wish.line, wish.release, "wish")
+        begin = replace(begin, target=wish.target, generation=wish.generation, via=via)
         if self._drive(self.journals.begin(begin)) is State.REVERTED:
             self._too_soon(wish)  # so that the next round comes as soon as it may be tried again
+
+    def _is_sound(self, wish: Wish, line: Line) -> bool:
+        """Whether the files of what is current are what was signed. A program's are looked at each time."""
+        name, now = wish.release.name, self.clock.boottime()
+        release, at = self._checked.get(wish.line, ("", -math.inf))
+        if _is_module(wish.line) and release == name and 0 <= now - at < CHECKED_S:
+            return True
+        if line.is_valid(name):
+            self._checked[wish.line] = (name, now)
+            return True
+        log.warning("%s: %s is damaged, and put there anew", wish.line, name)
+        return False
+
+    def _is_held(self, line: str, current: str) -> bool:
+        hold = held.keeps(read_held(self.layout.held), line, current)
+        if hold is not None:
+            log.info("%s %s was pushed by an operator, and stays until there is a newer wish", line, current)
+        return hold is not None
+
+    def _parcel_is_absent(self, wish: Wish) -> bool:
+        parcel = Incoming(self.layout.incoming).find(wish.line, wish.release.digest)
+        name = wish.release.name
+        if parcel is None and not self.targets.of(wish.line).line.is_valid(name):
+            log.info("%s: %s is to come through the channel, and has not come yet", wish.line, name)
+            return True
+        return False
 
     def _kept_out(self, wish: Wish) -> bool:
         entries = read_quarantine(self.layout.quarantine)
@@ -237,8 +299,9 @@ class Loop:
         return False
 
     def _waits_for_updater(self, wish: Wish, wanted: Wanted) -> bool:
-        """The updater goes first: a release that it could not take is not given to the agent."""
-        if wish.line != "agent":
+        """The updater goes first: a release that it could not take is not given to the agent. One that it
+        is not to take, since an operator has pushed another, waits for nobody."""
+        if wish.line != "agent" or self._is_held("updater", self.targets.of("updater").line.current()):
             return False
         return any(
             w.line == "updater"
@@ -249,22 +312,51 @@ class Loop:
 
     def _rollback(self) -> None:
         """Do the rollback that was asked for, if one was."""
-        with self.orders.lock:
-            role, self.orders.rollback = self.orders.rollback, ""
+        role = self.orders.take_rollback()
         if not role:
             return
         target = self.targets.of(role)
         release = previous_release(target)
-        self._give_up(role)
+        self._give_up(role, "an operator went back to the previous release")
         log.info("%s: back to %s, as asked", role, release.name)
-        begin = self._begin(target.line, role, release.version, release.digest, "rollback")
+        begin = self._begin(target.line, role, release, "rollback")
         # So that the wish that was given up by this does not come back, but a newer one does.
         generation = self._generations.get(role, 0)
         self._drive(self.journals.begin(replace(begin, generation=generation)))
 
-    def _begin(self, line: Line, role: str, version: str, digest: str, cause: str) -> Begin:
-        tx = f"tx-{uuid.uuid4().hex[:16]}"
-        return Begin(tx, role, version, digest, "", line.current(), line.previous(), cause)
+    def _push(self) -> None:
+        """Install the release that an operator has pushed, if one has."""
+        pushed = self.orders.take_pushed()
+        if pushed is None:
+            return
+        try:
+            begin = self._begin_push(pushed)
+            self._give_up(pushed.line, "an operator pushed another release")
+            log.info("%s: %s, pushed by an operator", pushed.line, begin.release.name)
+            journal = self.journals.begin(begin)
+        except MachineError:
+            self.orders.end()
+            self.orders.leave_again(pushed)
+            raise
+        finally:
+            self.orders.end()
+        self._apart(pushed.line, lambda: self._drive(journal))
+
+    def _begin_push(self, pushed: Pushed) -> Begin:
+        """What the push goes against is asked for, if nothing was heard yet: without a server it holds
+        against the first wish that is heard."""
+        if not self._heard:
+            with contextlib.suppress(InstarError):
+                self._ask()
+        against = self._generations.get(pushed.line, 0) if self._heard else held.UNHEARD
+        line, release = self.targets.of(pushed.line).line, Release(pushed.version, pushed.digest)
+        begin = self._begin(line, pushed.line, release, "push", pushed.tx)
+        generation = max(against, pushed.generation_floor or against)
+        return replace(begin, target=pushed.target, generation=generation, via="push")
+
+    def _begin(self, line: Line, role: str, release: Release, cause: str, tx: str = "") -> Begin:
+        tx = tx or f"tx-{uuid.uuid4().hex[:16]}"
+        return Begin(tx, role, release.version, release.digest, "", line.current(), line.previous(), cause)
 
 
 def previous_release(target: LineTarget) -> Release:
@@ -289,5 +381,10 @@ def _failed_blameless(progress: Progress) -> bool:
     return progress.state is State.REVERTED and not progress.data.get("blame", True) and not superseded
 
 
-def _reason_too_old() -> Reason:
-    return Reason("too-old", f"it could not be activated within {OLDEST_S / 3600:g} h")
+def _oldest_s(progress: Progress) -> float:
+    brought = progress.begin.cause in ("push", "recovery") and progress.state is State.OFFERED
+    return BROUGHT_S if brought else OLDEST_S
+
+
+def _reason_too_old(within_s: float) -> Reason:
+    return Reason("too-old", f"it could not be activated within {within_s / 3600:g} h")

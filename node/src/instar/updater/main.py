@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.settings import Settings
@@ -31,12 +31,16 @@ from instar.host.records import read_config, read_node
 from instar.host.services import services_of
 from instar.host.transport import Endpoint, Transport
 from instar.targets.kit import Kit
-from instar.updater.api import LocalApi
+from instar.updater.api import Api
 from instar.updater.client import ServerClient
-from instar.updater.loop import Loop, Orders, previous_release
+from instar.updater.loop import Loop, previous_release
+from instar.updater.orders import Orders
 from instar.updater.rehearse import rehearse
 from instar.updater.reporter import Reporter
 from instar.updater.targets import Targets
+
+if TYPE_CHECKING:
+    from instar.updater.http.calls import Services
 
 LOCK_WITHIN_S = 10.0
 REPORT_WITHIN_S = 0.5
@@ -87,11 +91,18 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
         settings.updater.retry_cap_s,
     )
     services = services_of(layout, clock)
-    kit = Kit(layout, clock, services, client, settings, program, time.sleep)
-    targets = Targets(kit)
     orders = Orders(threading.Lock(), threading.Event())
+    kit = Kit(layout, clock, services, client, settings, program, time.sleep, brought=orders.brought)
+    targets = Targets(kit)
     loop = Loop(layout, clock, targets, client, reporter, settings.updater, orders)
-    LocalApi(layout.socket("updater"), _handlers(program, targets, orders)).start()
+
+    def wiring() -> Services:
+        from instar.updater.http.calls import Services
+
+        return Services(layout, clock, program, orders, targets, journals, read_node(layout).node)
+
+    api = Api(layout.socket("updater"), settings.updater.api, _handlers(program, targets, orders), wiring)
+    api.start()
     reporter.start()
     log.info("updater %s (%s) is up", program.version, program.digest[:12])
     try:
@@ -99,8 +110,10 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
             due_s = loop.round()
             nothing_soon = due_s > STAY_S and not loop.journals.unfinished()
             leaves = services.name == "systemd" and nothing_soon
-            if not loop.wait(min(due_s, IDLE_S) if leaves else due_s) and leaves:
-                return  # its timer or its socket starts it again
+            if not loop.wait(min(due_s, IDLE_S) if leaves else due_s) and leaves and api.leave():
+                if not (orders.waiting() or orders.wake.is_set()):  # left by whoever was served just now
+                    return  # its timer or a socket starts it again
+                api.stay()
     finally:
         reporter.stop(REPORT_WITHIN_S)
 
@@ -124,11 +137,7 @@ def _handlers(program: Program, targets: Targets, orders: Orders) -> dict[str, A
     def rollback(request: dict[str, Any]) -> dict[str, Any]:
         role = str(request.get("line", "agent"))
         release = previous_release(targets.of(role))
-        with orders.lock:
-            if orders.busy:
-                raise InputError("busy", f"cannot roll back: transaction {orders.busy} is under way")
-            orders.rollback = role
-        orders.wake.set()
+        orders.order_rollback(role)
         return {"line": role, "version": release.version, "digest": release.digest}
 
     return {"status": status, "health": status, "look": look, "rollback": rollback}

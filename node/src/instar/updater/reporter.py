@@ -49,13 +49,14 @@ class Reporter:
         while True:
             self._wake.wait(wait)
             self._wake.clear()
+            stopping = self._stopping  # before the look: what there was when we were told to stop is sent
             try:
                 self._send_all()
                 self._backoff.reset()
                 wait = None
             except InstarError:
                 wait = self._backoff.next(random.random())
-            if self._stopping:
+            if stopping:
                 return
 
     def _send_all(self) -> None:

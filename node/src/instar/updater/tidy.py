@@ -1,20 +1,26 @@
-"""What the updater puts in order when it starts: things that belong to no open transaction.
+"""What the updater puts in order: things that belong to no open transaction.
 
-They are there only after a fault of the disk (a journal that could not be read was set aside): a kill
-or a power cut alone leaves none, since a journal outlives what it describes.
+Trials and staging folders are left only by a fault of the disk (a journal that could not be read was set
+aside): a kill or a power cut alone leaves none, since a journal outlives what it describes. Parcels stay
+until their transaction has ended, and at most for a day.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 
 from instar.core.errors import InstarError
 from instar.core.journal import Reason
+from instar.core.wish import Wanted, Wish
 from instar.engine.journal import Journals
 from instar.host import trials
+from instar.host.clock import Clock
 from instar.host.files import remove_tree
+from instar.host.incoming import COMPLETE, Incoming, Parcel
 from instar.host.layout import Layout
 from instar.targets.line import LOCK_WAIT_S, LineTarget
+from instar.updater.orders import Orders
 from instar.updater.targets import Targets
 
 log = logging.getLogger("instar.updater")
@@ -38,6 +44,46 @@ def tidy(layout: Layout, journals: Journals, targets: Targets) -> None:
                 module.sweep()
         except (InstarError, OSError) as error:
             log.warning("%s cannot be put in order: %s", module.role, error)
+
+
+def tidy_parcels(
+    layout: Layout, clock: Clock, journals: Journals, wanted: Wanted, targets: Targets, orders: Orders
+) -> None:
+    """Remove parcels that no transaction needs any more, or that are older than a day.
+
+    One is needed while a transaction for its release is open, or a wish for it waits to be fulfilled. One that
+    came after the last transaction for its release had ended is for the next. Nothing is looked at while an
+    operator pushes another.
+    """
+    with orders.idle() as idle:
+        if not idle or not layout.incoming.is_dir():
+            return
+        progresses = [journal.progress for journal in journals.read_all()]
+        needed = {p.begin.digest for p in progresses if not p.finished}
+        needed |= {w.release.digest for w in wanted.wishes if _waits(w, targets)}
+        incoming = Incoming(layout.incoming, clock=clock)
+        for parcel in incoming.complete():
+            ends = [p.changed.wall for p in progresses if p.begin.digest == parcel.digest and p.changed]
+            if (
+                parcel.kind == "node"
+                and parcel.digest not in needed
+                and max(ends, default=0.0) > _came(parcel)
+            ):
+                log.info("removing the parcel of %s, which is used up", parcel.version)
+                incoming.remove(parcel)
+        incoming.sweep(needed, clock.wall())
+
+
+def _waits(wish: Wish, targets: Targets) -> bool:
+    return targets.of(wish.line).line.current() != wish.release.name
+
+
+def _came(parcel: Parcel) -> float:
+    """Unix time."""
+    try:
+        return (parcel.folder / COMPLETE).stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _orphaned_trial(target: LineTarget, known: set[str]) -> None:

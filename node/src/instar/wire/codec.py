@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from typing import Any
 
 from instar.core.errors import InputError
+from instar.core.light import needs
 from instar.wire.messages import BY_TYPE, MAX_FRAME, Message
 
 MAX_DEPTH = 32  # of lists and objects within a frame
@@ -53,9 +53,9 @@ def encode(message: Message) -> str:
 def decode(frame: bytes | str) -> Message:
     """The message in `frame`. Raises InputError, and nothing else, when there is none."""
     body = _parse(frame)
-    kind = body.get("t", MISSING)
-    if kind is MISSING:
+    if "t" not in body:
         raise _cannot("read", "missing-type", "a field 't'", "none")
+    kind = body["t"]
     cls = BY_TYPE.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise _cannot("read", "unknown-type", f"'t' of {', '.join(BY_TYPE)}", _show(kind))
@@ -201,10 +201,7 @@ _CHECKS: dict[str, tuple[str, Callable[[object], Any]]] = {
 
 def _fields_of(cls: type[Message]) -> list[tuple[str, str, Callable[[object], Any], bool]]:
     """(name, what is wanted, check, required) of each field. KeyError: a kind this decoder lacks."""
-    return [
-        (part.name, *_CHECKS[str(part.type)], part.default is MISSING and part.default_factory is MISSING)
-        for part in fields(cls)
-    ]
+    return [(name, *_CHECKS[cls.__annotations__[name]], needed) for name, needed in needs(cls).items()]
 
 
 _FIELDS = {cls: _fields_of(cls) for cls in BY_TYPE.values()}

@@ -6,8 +6,9 @@ A new field gets a default, so that older peers' frames still decode.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from instar.core.light import dataclass, field
 
 PROTOCOL = 1
 MAX_FRAME = 262_144  # bytes of one frame

@@ -43,6 +43,11 @@ def order_topic(order: str) -> str:
     return f"order.{order}"
 
 
+def transfer_topic(node: str) -> str:
+    """Where it is announced how far the transfer to a node is."""
+    return f"transfer.{node}"
+
+
 def health_topic(node: str) -> str:
     """Where a node's health is announced."""
     return f"health.{node}"

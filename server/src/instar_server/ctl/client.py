@@ -7,6 +7,7 @@ configuration file that `instarctl login` writes (INSTARCTL_CONFIG, by default
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import ssl
@@ -18,7 +19,8 @@ from typing import Any
 
 import httpx
 
-from instar.core.errors import InputError, ServerRefused, ServerUnreachable
+from instar.core.errors import InputError, ServerRefused, ServerUnreachable, TrustError
+from instar_server.trust.files import failed
 
 CONNECT_S, ANSWER_S = 10.0, 60.0
 EVENT_S = 45.0  # the server says something at least every 15 s
@@ -136,6 +138,34 @@ class Client:
 
     def get_bytes(self, path: str, **query: Any) -> bytes:
         return self._ask("GET", path, params=_given(query)).content
+
+    def download(self, path: str, file: Path, **query: Any) -> str:
+        """Write what comes to `file`, a block at a time; its SHA-384, which is the one that the server named.
+
+        Raises TrustError `altered-download`, MachineError; `file` is then as it was.
+        """
+        temporary = file.with_name(f".{file.name}.part")
+        digest = hashlib.sha384()
+        try:
+            with self._http.stream("GET", path, params=_given(query)) as answer, temporary.open("wb") as out:
+                if not answer.is_success:
+                    answer.read()
+                    raise _refusal(answer)
+                for block in answer.iter_bytes(BLOCK):
+                    digest.update(block)
+                    out.write(block)
+                stated = answer.headers.get("Instar-SHA384", "")
+            if stated != digest.hexdigest():
+                text = f"cannot use {path}: expected SHA-384 {stated[:24]}, got {digest.hexdigest()[:24]}"
+                raise TrustError("altered-download", text)
+            temporary.replace(file)
+        except httpx.TransportError as error:
+            raise ServerUnreachable("unreachable", f"cannot reach {self._http.base_url}: {error}") from error
+        except OSError as error:
+            raise failed("write", file, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return str(stated)
 
     def upload(self, path: str, file: Path, progress: Progress | None = None) -> Any:
         """Send a file as the body of a PUT, a block at a time."""

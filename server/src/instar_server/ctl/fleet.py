@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,10 @@ Module = Annotated[
 Lines = Annotated[list[str] | None, typer.Option("--line", help="agent or updater; both if not given.")]
 
 
+class Via(StrEnum):
+    PULL, NATIVE, RECOVERY = "pull", "native", "recovery"
+
+
 def _subject(group: str | None, node: str | None) -> tuple[str, str]:
     if (group is None) == (node is None):
         raise InputError("bad-options", "cannot tell for whom: expected either --group or --node")
@@ -43,6 +48,9 @@ def want(
     node: Node = None,
     line: Lines = None,
     module: Module = None,
+    via: Annotated[
+        Via, typer.Option(help="pull: nodes fetch it; native: through their channels; recovery: by a core.")
+    ] = Via.PULL,
     as_json: AsJson = False,
 ) -> None:
     """Want a release. The same wish again makes nodes that gave up on it try again."""
@@ -50,7 +58,7 @@ def want(
         scope, subject = _subject(group, node)
         lines = _lines(line, module)
     with connected(context) as client:
-        body = {"scope": scope, "subject": subject, "lines": lines, "version": version}
+        body = {"scope": scope, "subject": subject, "lines": lines, "version": version, "via": via.value}
         made = client.put("/wishes", body)["wishes"]
     show(
         made,
@@ -80,7 +88,7 @@ def wishes(context: typer.Context, as_json: AsJson = False) -> None:
     """All wishes."""
     with connected(context) as client:
         found: list[dict[str, Any]] = client.get("/wishes")["wishes"]
-    columns = ("for", "name", "line", "version", "digest", "generation", "made")
+    columns = ("for", "name", "line", "version", "digest", "via", "generation", "made")
     rows = [
         (
             w["scope"],
@@ -88,6 +96,7 @@ def wishes(context: typer.Context, as_json: AsJson = False) -> None:
             w["line"],
             w["version"],
             short(w["digest"]),
+            w["via"],
             w["generation"],
             when(w["made"]),
         )
@@ -105,9 +114,10 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
 @releases.command("list")
 def list_releases(context: typer.Context, as_json: AsJson = False) -> None:
-    """The published releases."""
+    """The published releases and recovery cores."""
     with connected(context) as client:
-        found: list[dict[str, Any]] = client.get("/releases")["releases"]
+        answer = client.get("/releases")
+    found: list[dict[str, Any]] = answer["releases"] + answer["cores"]
     rows = [(r["version"], short(r["digest"]), r["length"], r["target"]) for r in found]
     show(found, as_json, lambda: make_table(("version", "program", "bytes", "target"), rows))
 

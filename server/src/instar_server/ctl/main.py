@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from instar_server import VERSION
-from instar_server.ctl import fleet, jobs, keys, modules, nodes, release, restart, tokens, words
+from instar_server.ctl import (
+    fleet,
+    jobs,
+    keys,
+    modules,
+    nodes,
+    operators,
+    release,
+    restart,
+    tokens,
+    transfers,
+    updater,
+    words,
+)
 from instar_server.ctl.client import config_path, find_access
 from instar_server.ctl.output import Options, plain_errors
 from instar_server.trust.files import make_folder, write_atomic
@@ -44,6 +57,8 @@ app.command("login", epilog=words.EXAMPLES["login"])(login)
 app.command("status")(fleet.status)
 app.add_typer(tokens.app, name="tokens", help=words.TOKENS, epilog=words.EXAMPLES["tokens"])
 app.add_typer(fleet.program, name="program", help=words.PROGRAM, epilog=words.EXAMPLES["program"])
+nodes.app.command("transfer")(transfers.transfer)
+nodes.app.command("recover")(transfers.recover)
 app.add_typer(nodes.app, name="nodes", help=words.NODES, epilog=words.EXAMPLES["nodes"])
 app.add_typer(nodes.app, name="node", hidden=True)  # the same by the name that one types for one of them
 app.add_typer(nodes.groups, name="groups", help="Groups of nodes.")
@@ -58,6 +73,8 @@ app.add_typer(fleet.releases, name="releases", help="Published releases.")
 app.add_typer(release.app, name="release")
 app.add_typer(keys.app, name="keys")
 app.add_typer(fleet.trust, name="trust", help=words.TRUST)
+app.add_typer(operators.app, name="operator", help=words.OPERATOR, epilog=words.EXAMPLES["operator"])
+app.add_typer(updater.app, name="updater", help=words.UPDATER, epilog=words.EXAMPLES["updater"])
 app.add_typer(tokens.api, name="api-tokens", help=words.API_TOKENS)
 
 

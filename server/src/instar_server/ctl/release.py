@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +38,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 SIGNATURE_SIZE = 64  # bytes
-VERSION_LINE = re.compile(rb'^VERSION\s*=\s*"([^"]+)"', re.MULTILINE)
 Root = Annotated[Path, typer.Option(help="The current root.json, which says whose signatures count.")]
 Document = Annotated[Path, typer.Argument(help="Targets (or root) metadata to work on.")]
 
@@ -87,7 +85,7 @@ def program_version(path: Path) -> str:
     """The version that a built program states. Raises InputError `no-version`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            match = VERSION_LINE.search(archive.read("instar/version.py"))
+            match = pack.VERSION_LINE.search(archive.read("instar/version.py"))
     except (zipfile.BadZipFile, KeyError, OSError) as error:
         raise InputError(
             "no-version", f"cannot find the version of {path}: {error}; give --version"
@@ -99,7 +97,9 @@ def program_version(path: Path) -> str:
 
 @app.command()
 def add(
-    archive: Annotated[Path, typer.Argument(help="The archive that `pack` made.")],
+    archive: Annotated[
+        Path, typer.Argument(help="The archive that `pack` made, or a recovery core (instar-recovery.pyz).")
+    ],
     targets: Annotated[Path, typer.Option(help="The current targets.json.")],
     out: Annotated[Path, typer.Option(help="Where to write the next, unsigned targets metadata.")],
     days: Annotated[float, typer.Option(help="How long the signatures will be good.")] = 90,
@@ -107,7 +107,7 @@ def add(
 ) -> None:
     """List a release in the next version of the targets metadata. Nothing is signed yet."""
     with plain_errors(as_json):
-        release = pack.release_of(read(archive))
+        release = pack.release_of(read(archive), archive.name)
         length = len(release.archive)
         data = offline.add_target(
             read(targets), release.path, length, release.sha256, release.custom, in_days(days)
@@ -261,6 +261,30 @@ def publish(
         say(as_json, {"published": published}, ["published:", *(f"  {line}" for line in lines)])
 
 
+@app.command()
+def parcel(
+    version: Annotated[str, typer.Argument(help="A published version.")],
+    out: Annotated[Path, typer.Option(help="Where to write it.")],
+    recovery: Annotated[bool, typer.Option("--recovery", help="The recovery core of that version.")] = False,
+    server: Server = None,
+    token_file: TokenFile = None,
+    ca: Authority = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the parcel of a release: all that a node needs to install it without reaching the server."""
+    from instar_server.ctl.client import Client, find_access
+
+    with plain_errors(as_json), Client(find_access(server, token_file, ca)) as client:
+        kind = "recovery" if recovery else "node"
+        sha384 = client.download(f"/releases/{version}/parcel", out, kind=kind)
+        length = out.stat().st_size
+        say(
+            as_json,
+            {"path": str(out), "length": length, "sha384": sha384},
+            [f"wrote {out} ({length:,} bytes)", f"sha384   {sha384}"],
+        )
+
+
 def upload(client: Uploads, document: bytes, archives: list[Path], quiet: bool) -> dict[str, Any]:
     """Upload blobs, then put the document; the versions that are served then. Shows a bar unless `quiet`."""
     from rich.console import Console
@@ -270,7 +294,7 @@ def upload(client: Uploads, document: bytes, archives: list[Path], quiet: bool) 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         for path in archives:
-            release = pack.release_of(read(path))
+            release = pack.release_of(read(path), path.name)
             task = progress.add_task(path.name, total=len(release.archive))
             client.upload(
                 f"/blobs/{release.sha256}",

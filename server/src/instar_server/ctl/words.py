@@ -69,7 +69,8 @@ a trial as for a release, and 'unwant --module' takes it away; 'job run' asks it
 
 NODES = flow("""Nodes: what they run, how they are, what happened.
 
-A node is connected, offline, never-seen (enrolled, and nothing since) or revoked. Its last update is shown
+A node is connected, offline, never-seen (enrolled, and nothing since), revoked, or a beacon: no release runs
+there, and its launcher calls for help. Its last update is shown
 with the phase it is in: confirmed means that it stays; after reverted, the history says why.
 """)
 
@@ -83,6 +84,22 @@ API_TOKENS = flow("""Tokens for the API and this command.
 
 A viewer may look, an operator may change the fleet, an admin may also make API tokens. Give every
 person and every script its own, so that one can be revoked.
+""")
+
+OPERATOR = flow("""Operators: people who may use the updaters of nodes directly.
+
+Their certificates are for the API that each node's updater has. With one, whoever holds its key may push a
+published, signed release to a node, or take it back to the previous one: nothing else. Nodes keep no list of
+revoked ones, so give them the shortest life that will do.
+""")
+
+UPDATER = flow("""The updater of one node, spoken to directly, without the server.
+
+Each node's updater listens on port 7612, by default only for its own machine. It is known by its
+certificate, and only the node that --node names is spoken to. Who asks is an operator: see 'operator issue'.
+
+'push' and 'rollback' follow what they began to its end, and end with 0 when the node keeps it. When it goes
+back they end with 7, and say why, with what the probes of both releases saw.
 """)
 
 PROGRAM = flow("""The one file that installs a node.
@@ -103,6 +120,8 @@ EXAMPLES = {
         "$ instarctl nodes list --group web",
         "$ instarctl nodes history NODE --limit 20",
         "$ instarctl nodes poke NODE",
+        "$ instarctl node recover NODE --wait",
+        "$ instarctl node transfer NODE --watch",
     ),
     "job": steps(
         "$ instarctl job run interfaces.list --group web",
@@ -124,10 +143,19 @@ EXAMPLES = {
         "$ instarctl want --group web --module inventory --version 1.0.0",
     ),
     "tokens": steps("$ instarctl tokens create --group web --uses 10 --lifetime 12h --label 'rack 4'"),
+    "operator": steps("$ instarctl operator issue ada --out ada --lifetime 7d"),
+    "updater": steps(
+        "$ instarctl release parcel 1.1.0 --out 1.1.0.parcel",
+        "$ instarctl updater push 1.1.0.parcel --node NODE --operator ada",
+        "$ instarctl updater push 1.1.0.parcel --line updater --node NODE --operator ada",
+        "$ instarctl updater rollback --node NODE --address HOST:7612 --operator ada",
+        "$ instarctl updater watch --node NODE --cert ada/cert.pem --key ada/key.pem --ca ada/ca.pem",
+    ),
     "program": steps("$ instarctl program download --token TOKEN --out instar.pyz"),
     "want": steps(
         "$ instarctl want --group web --version 1.1.0",
         "$ instarctl want --node NODE --version 1.1.0 --line agent",
+        "$ instarctl want --group web --version 1.1.0 --via native",
         "$ instarctl want --group web --module inventory --version 1.0.0",
     ),
     "unwant": steps(

@@ -7,7 +7,7 @@ from instar.wire.messages import PROTOCOL, Hello
 from instar_server.domain import names
 from instar_server.domain.errors import Forbidden
 
-ROLES = ("agent", "rehearsal")
+ROLES = ("agent", "rehearsal", "beacon")
 
 
 def check(hello: Hello, node: str) -> Hello:
@@ -27,7 +27,7 @@ def check(hello: Hello, node: str) -> Hello:
         names.transaction(hello.tx)
     if not 0 <= hello.wake_port <= 65535:
         raise InputError("bad-hello", f"cannot accept the hello: wake_port is {hello.wake_port}")
-    for what in ("boot_id", "os", "arch", "python"):
+    for what in ("boot_id", "os", "arch", "python", "built"):
         if len(getattr(hello, what)) > 64 * (4 if what == "os" else 1):
             raise InputError("bad-hello", f"cannot accept the hello: {what} is too long")
     return hello

@@ -1,18 +1,20 @@
-"""Who needs a look: connected nodes that do not run what is wanted, not told too often.
+"""Who needs a look, or is sent what is wanted: connected nodes that do not run it, not told too often.
 
 A look is only a nudge; the node asks what is wanted anyway every `poll_s`. So a lost one costs
-time and nothing else, and a node that will not have a release is not nagged.
+time and nothing else, and a node that will not have a release is not nagged. What comes to a node through
+its channel is no reason for a look until it is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from instar_server.domain.names import MODULE_LINE
-from instar_server.domain.wanted import Wish, effective
+from instar_server.domain.wanted import PULL, Wish, effective, unmet
 
 OPEN_PHASES = frozenset({"offered", "staged", "verified", "rehearsed", "trial", "confirming", "reverting"})
+AT_WORK = OPEN_PHASES - {"offered"}  # it has the bytes that it works with; before, it may wait for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Observed:
     """A connected node, as last seen. `told` is the highest generation it was nudged about, at `looked_at`.
 
     `tries` counts the looks about that generation; `tx_phase` is the last phase reported. `told_gone` are the
-    lines of modules that it runs and was told are wanted no more.
+    lines of modules that it runs and was told are wanted no more. `trouble`: it cannot reach the artifacts.
     """
 
     node: str
@@ -32,6 +34,7 @@ class Observed:
     looked_at: float = 0.0
     tries: int = 0
     told_gone: frozenset[str] = frozenset()
+    trouble: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,16 @@ class LookAt:
 
 
 @dataclass(frozen=True, slots=True)
+class SendTo:
+    """What a node lacks and cannot or need not fetch, in the order in which it is to come. `at_work`: it is
+    in the middle of a transaction, and nothing more should be begun."""
+
+    node: str
+    wishes: tuple[Wish, ...]
+    at_work: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LookRules:
     """Seconds: the first repeat comes after `floor_s`, each later one twice as late, up to `cap_s`."""
 
@@ -54,20 +67,35 @@ class LookRules:
 
 def decide(wishes: list[Wish], nodes: Iterable[Observed], now: float, rules: LookRules) -> list[LookAt]:
     """The looks that are due now."""
-    by_subject: dict[tuple[str, str], list[Wish]] = {}
-    for wish in wishes:
-        by_subject.setdefault((wish.scope, wish.subject), []).append(wish)
     due = []
-    for node in nodes:
-        near = by_subject.get(("group", node.group), []) + by_subject.get(("node", node.node), [])
-        wanted = effective(near, node.node, node.group, node.floor)
-        unmet, gone = _unmet(wanted, node.running), _gone(wanted, node.running)
-        if unmet is not None and (unmet.generation > node.told or _due_again(node, now, rules)):
-            due.append(LookAt(node.node, unmet.generation, f"{unmet.line} {unmet.version} is wanted", gone))
+    for node, wanted in _wanted(wishes, nodes):
+        newest, gone = _newest(wanted, node.running), _gone(wanted, node.running)
+        if newest is not None and (newest.generation > node.told or _due_again(node, now, rules)):
+            due.append(
+                LookAt(node.node, newest.generation, f"{newest.line} {newest.version} is wanted", gone)
+            )
         elif gone - node.told_gone:
             reason = f"{min(gone - node.told_gone)} is wanted no more"
             due.append(LookAt(node.node, 0, reason, gone))
     return due
+
+
+def to_send(wishes: list[Wish], nodes: Iterable[Observed]) -> list[SendTo]:
+    """For every node, with nothing in it for most."""
+    found = []
+    for node, wanted in _wanted(wishes, nodes):
+        sent = [wish for wish in unmet(wanted, node.running) if node.trouble or wish.via != PULL]
+        found.append(SendTo(node.node, tuple(sent), node.tx_phase in AT_WORK))
+    return found
+
+
+def _wanted(wishes: list[Wish], nodes: Iterable[Observed]) -> Iterator[tuple[Observed, dict[str, Wish]]]:
+    by_subject: dict[tuple[str, str], list[Wish]] = {}
+    for wish in wishes:
+        by_subject.setdefault((wish.scope, wish.subject), []).append(wish)
+    for node in nodes:
+        near = by_subject.get(("group", node.group), []) + by_subject.get(("node", node.node), [])
+        yield node, effective(near, node.node, node.group, node.floor)
 
 
 def _gone(wishes: dict[str, Wish], running: dict[str, str]) -> frozenset[str]:
@@ -75,10 +103,12 @@ def _gone(wishes: dict[str, Wish], running: dict[str, str]) -> frozenset[str]:
     return frozenset(line for line in running if line.startswith(MODULE_LINE) and line not in wishes)
 
 
-def _unmet(wishes: dict[str, Wish], running: dict[str, str]) -> Wish | None:
-    """The newest wish that is not met. A line whose program is not known counts as not met."""
-    unmet = [wish for line, wish in wishes.items() if running.get(line) != wish.digest]
-    return max(unmet, key=lambda wish: wish.generation, default=None)
+def _newest(wishes: dict[str, Wish], running: dict[str, str]) -> Wish | None:
+    """The newest wish that is not met, of those that the node fetches. A line whose program is not known counts
+    as not met."""
+    fetched = (wish for wish in wishes.values() if wish.via == PULL)
+    lacking = (wish for wish in fetched if running.get(wish.line) != wish.digest)
+    return max(lacking, key=lambda wish: wish.generation, default=None)
 
 
 def _due_again(node: Observed, now: float, rules: LookRules) -> bool:

@@ -15,6 +15,7 @@ PROGRAM_ROLES = ("agent", "updater", "rehearsal", "cli")
 
 NODE_PATTERN = r"^n-[0-9a-f]{16}$"
 GROUP_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+OPERATOR_PATTERN = GROUP_PATTERN
 MODULE_PATTERN = f"^{modules.NAME.pattern}$"  # at most MOST_NAME characters
 LINE_PATTERN = f"^(?:agent|updater|{MODULE_LINE}{modules.NAME.pattern})$"  # at most MOST_LINE characters
 VERSION_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$"

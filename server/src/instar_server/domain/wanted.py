@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 GROUP, NODE = "group", "node"
+PULL, NATIVE, RECOVERY = "pull", "native", "recovery"
+VIAS = (
+    PULL,
+    NATIVE,
+    RECOVERY,
+)  # how a release's bytes come: fetched, through the channel, by a recovery core
+LINES = ("updater", "agent")  # that can be sent, in the order in which they are replaced
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A release wanted for one line of a group or of a node. `generation` grows with every wish made."""
+    """A release wanted for one line of a group or of a node. `generation` grows with every wish made; `via` is
+    how its bytes come."""
 
     scope: str  # group | node
     subject: str
@@ -22,6 +30,7 @@ class Wish:
     generation: int
     made: float  # unix time
     made_by: str
+    via: str = PULL
 
 
 def effective(wishes: Iterable[Wish], node: str, group: str, floor: int = 0) -> dict[str, Wish]:
@@ -41,25 +50,23 @@ def effective(wishes: Iterable[Wish], node: str, group: str, floor: int = 0) -> 
 
 
 def _at_least(wish: Wish, floor: int) -> Wish:
-    if wish.generation >= floor:
-        return wish
-    return Wish(
-        wish.scope,
-        wish.subject,
-        wish.line,
-        wish.version,
-        wish.target,
-        wish.digest,
-        floor,
-        wish.made,
-        wish.made_by,
-    )
+    return wish if wish.generation >= floor else replace(wish, generation=floor)
 
 
-def as_wire(node: str, wishes: dict[str, Wish], poll_s: float) -> dict[str, Any]:
-    """The answer of `GET /v1/node/wanted`."""
-    lines = {
-        line: {"version": w.version, "target": w.target, "digest": w.digest, "generation": w.generation}
-        for line, w in sorted(wishes.items())
-    }
-    return {"v": 1, "node": node, "poll_s": poll_s, "lines": lines}
+def unmet(wishes: dict[str, Wish], running: dict[str, str]) -> list[Wish]:
+    """The wishes for what can be sent that are not met, in the order in which they are to be. A line whose
+    program is not known counts as not met."""
+    wanted = (wishes[line] for line in LINES if line in wishes)
+    return [wish for wish in wanted if running.get(wish.line) != wish.digest]
+
+
+def as_wire(node: str, wishes: dict[str, Wish], poll_s: float, artifacts: str = "") -> dict[str, Any]:
+    """The answer of `GET /v1/node/wanted`. `artifacts`: where metadata and targets are, if not here."""
+    lines = {line: _line(wish) for line, wish in sorted(wishes.items())}
+    body = {"v": 1, "node": node, "poll_s": poll_s, "lines": lines}
+    return body | {"artifacts": artifacts} if artifacts else body
+
+
+def _line(wish: Wish) -> dict[str, Any]:
+    told = {name: getattr(wish, name) for name in ("version", "target", "digest", "generation")}
+    return told if wish.via == PULL else told | {"via": wish.via}

@@ -1,10 +1,15 @@
-"""TUF metadata and targets. Targets may be fetched in ranges and resumed; their names hold their digest."""
+"""TUF metadata and targets. Targets may be fetched in ranges and resumed; their names hold their digest.
+
+They may have a port of their own. The port of the channel then refuses them, except to a recovery core, which
+fetches where the channel is.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,14 +29,28 @@ _PREFIX = re.compile(r"([0-9a-f]{64})\.")
 
 
 class Artifacts:
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
+    """`place` is where they are (https://host:port) when that is another port than this one; `serves` then says
+    which node may have which target (or, with '', metadata) here all the same."""
+
+    def __init__(
+        self, repository: Repository, serves: Callable[[str, str], bool] | None = None, place: str = ""
+    ) -> None:
+        self._repository, self._serves, self.place = repository, serves, place
         self._transfers: Counter[str] = Counter()
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/v1/metadata/{file}", self.metadata), web.get("/v1/targets/{path:.+}", self.target)]
 
+    def _refusal(self, request: web.Request, path: str) -> web.Response | None:
+        if not self.place or (self._serves is not None and self._serves(peer(request).node, path)):
+            return None
+        text = f"cannot serve {request.path[:200]!r} here: metadata and targets are at {self.place}"
+        return error_answer(421, "other-port", text)
+
     async def metadata(self, request: web.Request) -> web.Response:
+        refusal = self._refusal(request, "")
+        if refusal is not None:
+            return refusal
         name = request.match_info["file"]
         data = await asyncio.to_thread(self._repository.metadata, name)
         if data is None:
@@ -40,6 +59,9 @@ class Artifacts:
 
     async def target(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["path"]
+        refusal = self._refusal(request, name)
+        if refusal is not None:
+            return refusal
         path = await asyncio.to_thread(self._repository.target_file, name)
         match = _PREFIX.match(path.name) if path is not None else None
         if path is None or match is None:

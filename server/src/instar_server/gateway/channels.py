@@ -9,14 +9,16 @@ from typing import Any
 
 from aiohttp import web
 
-from instar.wire.messages import MAX_FRAME, Look
+from instar.wire.messages import MAX_FRAME, Hello, Look
 from instar_server.bus.api import AGENTS, FLEET, Bus, Message, health_topic
 from instar_server.gateway.hub import ChannelSettings
 from instar_server.gateway.identity import peer
 from instar_server.gateway.session import Session
 from instar_server.services.delivery import Delivery
-from instar_server.services.presence import Live, Presence
+from instar_server.services.presence import Channel, Live, Presence
+from instar_server.services.recoveries import Recovering
 from instar_server.services.standing import Standing
+from instar_server.services.transfers import Transfers
 from instar_server.services.verdicts import Verdicts
 from instar_server.storage.batch import SEEN, Observations
 
@@ -38,6 +40,8 @@ class Channels:
         standing: Standing,
         verdicts: Verdicts,
         delivery: Delivery,
+        transfers: Transfers,
+        recoveries: Recovering,
         presence: Presence,
         observations: Observations,
         bus: Bus,
@@ -45,6 +49,7 @@ class Channels:
         now: Callable[[], float],
     ) -> None:
         self.settings, self.standing, self.verdicts, self.delivery = settings, standing, verdicts, delivery
+        self.transfers, self.recoveries = transfers, recoveries
         self.observations, self.joined, self.now = observations, joined, now
         self._presence, self._bus = presence, bus
         self._sessions: set[Session] = set()
@@ -71,19 +76,40 @@ class Channels:
             self._sessions.discard(session)
         return ws
 
-    async def join(self, live: Live) -> None:
-        replaced = self._presence.join(live)
-        if isinstance(replaced, Session):
-            self._start(
-                replaced.refuse("replaced", "another channel of this node has taken the place of this one")
-            )
+    async def join(self, live: Live, hello: Hello) -> None:
+        self._replaced(self._presence.join(live))
+        beacon = self._presence.beacon(live.node)
+        if beacon is not None:
+            self._replaced(beacon)
+            self.leave_beacon(beacon)
         body = {"kind": "connected", "node": live.node, "version": live.version, "digest": live.digest}
-        self._bus.publish(FLEET, body)
+        said = {"built": hello.built, "os": hello.os, "arch": hello.arch, "python": hello.python}
+        self._bus.publish(FLEET, {**body, **said, "since": live.since})
 
     def healthy(self, live: Live) -> None:
         self._bus.publish(health_topic(live.node), {"node": live.node})
 
+    def join_beacon(self, beacon: Channel) -> None:
+        for replaced in self._presence.join_beacon(beacon):
+            self._replaced(replaced)
+        self._bus.publish(FLEET, {"kind": "beacon", "node": beacon.node})
+
+    def _replaced(self, channel: Channel | None) -> None:
+        if channel is not None:
+            self.transfers.left(channel)
+        if isinstance(channel, Session):
+            text = "another channel of this node has taken the place of this one"
+            self._start(channel.refuse("replaced", text))
+
+    def leave_beacon(self, beacon: Channel) -> None:
+        self.transfers.left(beacon)
+        if self._presence.leave_beacon(beacon):
+            self.recoveries.beacon_left(beacon)
+            self.observations.put(SEEN, beacon.node, self.now())
+            self._bus.publish(FLEET, {"kind": "disconnected", "node": beacon.node})
+
     def leave(self, live: Live) -> None:
+        self.transfers.left(live)
         if self._presence.leave(live):
             self.observations.put(SEEN, live.node, live.heard)
             self._bus.publish(FLEET, {"kind": "disconnected", "node": live.node})
@@ -130,7 +156,7 @@ class Channels:
                     self._start(
                         session.refuse("certificate-expired", "this channel's certificate has run out")
                     )
-                elif now - session.stored_at > STORE_SEEN_S and session.role == "agent":
+                elif now - session.stored_at > STORE_SEEN_S and session.role in ("agent", "beacon"):
                     session.stored_at = now
                     self.observations.put(SEEN, session.node, session.heard)
 

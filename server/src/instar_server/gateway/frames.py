@@ -13,8 +13,12 @@ import msgspec
 from instar.wire.messages import BY_TYPE, MAX_FRAME, Message
 
 FROM_NODE = frozenset(
-    {"hello", "taken", "output", "result", "command-status", "health", "ping", "pong", "error"}
-)
+    {
+        "hello", "taken", "output", "result", "command-status", "health", "ping", "pong", "error",
+        "update-have", "update-ack", "update-state", "agentupdate-progress", "agentupdatedownloaded",
+        "agentupdate-ended",
+    }
+)  # fmt: skip
 
 
 class FrameError(Exception):

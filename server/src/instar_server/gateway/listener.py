@@ -1,4 +1,4 @@
-"""The gateway's socket: TLS, bounds on slow newcomers, start and stop."""
+"""The sockets for nodes: TLS, bounds on slow newcomers, start and stop."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from instar.core.errors import MachineError
 from instar_server.gateway.answers import Handler, errors
-from instar_server.gateway.artifacts import Artifacts
 from instar_server.gateway.channels import Channels
 from instar_server.gateway.identity import make_middleware
-from instar_server.gateway.nodes import MAX_EVENTS, NodeCalls
+from instar_server.gateway.nodes import MAX_EVENTS
 from instar_server.services.standing import Standing
 
 HANDSHAKE_S = 15.0
@@ -49,12 +48,13 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
 
 
 class Gateway:
+    """One port that serves `routes`; `channels` if they are among them."""
+
     def __init__(
         self,
         standing: Standing,
-        calls: NodeCalls,
-        artifacts: Artifacts,
-        channels: Channels,
+        routes: list[web.RouteDef],
+        channels: Channels | None,
         now: Callable[[], float],
     ) -> None:
         self._channels, self._now = channels, now
@@ -63,7 +63,7 @@ class Gateway:
             middlewares=[self._arrived_middleware(), errors, make_middleware(standing)],
             client_max_size=MAX_EVENTS,
         )
-        app.add_routes([*calls.routes(), *artifacts.routes(), *channels.routes()])
+        app.add_routes(routes)
         self._runner = web.AppRunner(
             app, access_log=None, keepalive_timeout=KEEPALIVE_S, auto_decompress=False, shutdown_timeout=3.0
         )
@@ -132,5 +132,6 @@ class Gateway:
     async def stop(self, within_s: float) -> None:
         """End every channel with a word, then every connection."""
         self.stop_accepting()
-        await self._channels.stop(within_s)
+        if self._channels is not None:
+            await self._channels.stop(within_s)
         await self._runner.cleanup()

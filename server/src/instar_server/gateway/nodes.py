@@ -21,6 +21,7 @@ from instar_server.storage.batch import SEEN, UPDATER, Observations
 
 MAX_ENROL = 65_536  # bytes of a body
 MAX_EVENTS = 4_194_304
+TROUBLE = "artifacts-unreachable"
 
 V1 = Annotated[int, msgspec.Meta(ge=1, le=1)]
 
@@ -53,7 +54,11 @@ class NodeCalls:
         observations: Observations,
         poll_s: float,
         now: Callable[[], float],
+        troubled: Callable[[str], None],
     ) -> None:
+        """`troubled` is told the node that says that it cannot reach the artifacts; `artifacts` is where those
+        are, when they have a port of their own."""
+        self._troubled, self.artifacts = troubled, ""
         self._enrolment, self._wishes, self._verdicts, self._history = enrolment, wishes, verdicts, history
         self._presence, self._observations, self._poll_s, self._now = presence, observations, poll_s, now
 
@@ -86,7 +91,10 @@ class NodeCalls:
     async def wanted(self, request: web.Request) -> web.Response:
         node = peer(request).node
         self._seen(request)
-        return json_answer(wanted.as_wire(node, await self._wishes.of_node(node), self._poll_s))
+        if request.query.get("trouble") == TROUBLE:
+            self._troubled(node)
+        wishes = await self._wishes.of_node(node)
+        return json_answer(wanted.as_wire(node, wishes, self._poll_s, self.artifacts))
 
     async def verdict(self, request: web.Request) -> web.Response:
         self._seen(request)

@@ -20,6 +20,9 @@ from instar.wire.messages import (
     HELLO_WITHIN_S,
     PROTOCOL,
     Ack,
+    AgentUpdateDownloaded,
+    AgentUpdateEnded,
+    AgentUpdateProgress,
     CommandStatus,
     Error,
     Health,
@@ -32,6 +35,9 @@ from instar.wire.messages import (
     Refused,
     Result,
     Taken,
+    UpdateAck,
+    UpdateHave,
+    UpdateState,
     Welcome,
 )  # fmt: skip
 from instar_server import VERSION
@@ -39,11 +45,12 @@ from instar_server.domain import hello as hellos
 from instar_server.gateway.frames import FrameError, decode, encode
 from instar_server.gateway.hub import Hub
 from instar_server.services.standing import Peer
-from instar_server.storage.batch import AGENT, HEALTH
+from instar_server.storage.batch import AGENT, HEALTH, SEEN
 
 log = logging.getLogger(__name__)
 
 SEND_WITHIN_S = 10.0  # a node that does not read for so long is cut off
+BULK_WITHIN_S = 90.0  # the same while blocks fill the line: one of them may take long on a slow one
 MAX_HEALTH = 16_384  # bytes
 NO_STAY_AWAY_S = 1.0
 STORING = 32  # results of one node that are stored at a time; with the frame's limit, 8 MiB of them
@@ -54,14 +61,14 @@ NOTHING: dict[str, str] = {}  # the same for all nodes without modules; never wr
 
 class Session:
     __slots__ = (
-        "_closing", "_hub", "_request", "_storing", "_ws", "address", "digest", "digests", "heard", "looked_at",
-        "modules", "node", "not_after", "role", "serial", "since", "stored_at", "told", "told_gone", "tries", "tx",
-        "version", "wake_port",
+        "_bulk", "_closing", "_hub", "_request", "_storing", "_ws", "address", "digest", "digests", "heard",
+        "looked_at", "modules", "node", "not_after", "role", "serial", "since", "stored_at", "told", "told_gone",
+        "tries", "tx", "version", "wake_port",
     )  # fmt: skip
 
     def __init__(self, hub: Hub, ws: web.WebSocketResponse, request: web.Request, peer: Peer) -> None:
         self._hub, self._ws, self._request = hub, ws, request
-        self._closing = False
+        self._closing = self._bulk = False
         self.node, self.serial, self.not_after = peer.node, peer.serial, peer.not_after
         self.role = self.version = self.digest = self.tx = ""
         self.since = self.heard = self.stored_at = hub.now()
@@ -91,6 +98,8 @@ class Session:
         self.wake_port = hello.wake_port
         if hello.role == "rehearsal":
             await self._rehearse(hello)
+        elif hello.role == "beacon":
+            await self._beacon(hello)
         else:
             await self._serve(hello)
 
@@ -105,7 +114,7 @@ class Session:
     async def _serve(self, hello: Hello) -> None:
         """Role agent: take the node's place, then answer until the channel ends."""
         hub = self._hub
-        await hub.join(self)
+        await hub.join(self, hello)
         try:
             # A revocation between the connection's check and the join would not have found this channel.
             await hub.standing.check(self.serial, self.node)
@@ -132,6 +141,25 @@ class Session:
             await self.refuse(error.code, error.text, 60.0)
         finally:
             hub.leave(self)
+
+    async def _beacon(self, hello: Hello) -> None:
+        """Role beacon: the node's launcher, which can take a recovery core and run it, and nothing else."""
+        hub = self._hub
+        hub.join_beacon(self)
+        try:
+            await hub.standing.check(self.serial, self.node)
+            hub.observations.put(SEEN, self.node, self.heard)
+            await self.send(Welcome(PROTOCOL, VERSION, hub.settings.ping_s, hub.settings.health_s))
+            hub.recoveries.beacon(self, hello)
+            while (message := await self._next()) is not None:
+                if isinstance(message, (Ping, Pong)):
+                    await self._answer_ping(message)
+                elif not self._heed(message):
+                    await self.send(Error("unexpected-message", f"cannot use {message.T!r} of a beacon"))
+        except InstarError as error:
+            await self.refuse(error.code, error.text, 60.0)
+        finally:
+            hub.leave_beacon(self)
 
     async def _health_job(self, hello: Hello) -> None:
         """The job by which an agent on trial is judged."""
@@ -195,12 +223,23 @@ class Session:
                 await self._health(message)
             elif isinstance(message, Hello):
                 await self.send(Error("unexpected-message", "cannot use a second hello"))
-            elif isinstance(message, Error):
-                log.info(
-                    "%s could not use a frame: %s %s", self.node, message.code[:64], message.message[:300]
-                )
+            else:
+                self._heed(message)
         except SQLAlchemyError as error:
             await self._not_stored(message, error)
+
+    def _heed(self, message: Message) -> bool:
+        """What an agent and a beacon may both say. False: it is something else. What belongs to no transfer or
+        recovery that is under way is passed over: it may have crossed the word that ended it."""
+        if isinstance(message, (UpdateHave, UpdateAck, UpdateState)):
+            self._hub.transfers.hear(self, message)
+        elif isinstance(message, (AgentUpdateProgress, AgentUpdateDownloaded, AgentUpdateEnded)):
+            self._hub.recoveries.hear(self, message)
+        elif isinstance(message, Error):
+            log.info("%s could not use a frame: %s %s", self.node, message.code[:64], message.message[:300])
+        else:
+            return False
+        return True
 
     async def _not_stored(self, message: Message, error: Exception) -> None:
         log.error("cannot store a %s of %s: %s", message.T, self.node, error)
@@ -289,13 +328,28 @@ class Session:
         """The same for a message that is a frame already."""
         return not (self._ws.closed or self._closing) and await self._put(frame)
 
+    async def send_bulk(self, frame: str) -> bool:
+        """The same for a large frame, which waits until the socket has room. Must not be cancelled: all who wait
+        for one socket wait for one thing."""
+        if self._ws.closed or self._closing:
+            return False
+        self._bulk = True
+        try:
+            await self._ws.send_str(frame)
+        except (ConnectionError, RuntimeError):
+            self.abort()
+            return False
+        finally:
+            self._bulk = False
+        return True
+
     async def _put(self, frame: str) -> bool:
         try:
             if not self._request.protocol.writing_paused:
                 # The usual way, without a timer: it does not wait, and if it ever does, the sweeper ends it.
                 await self._ws.send_str(frame)
             else:
-                async with asyncio.timeout(SEND_WITHIN_S):
+                async with asyncio.timeout(BULK_WITHIN_S if self._bulk else SEND_WITHIN_S):
                     await self._ws.send_str(frame)
         except (TimeoutError, ConnectionError, RuntimeError):
             # RuntimeError: aiohttp's word for a channel that closed in between.

@@ -19,7 +19,7 @@ class NodeView:
     """A node with its live state. Absent values are None or ''."""
 
     row: NodeRow
-    state: str  # connected | offline | never-seen | revoked
+    state: str  # connected | beacon | offline | never-seen | revoked
     connected_since: float | None
     last_seen: float | None
     agent: tuple[str, str]  # version, program digest
@@ -69,6 +69,8 @@ class Fleet:
             state = "revoked"
         elif live is not None:
             state = "connected"
+        elif self._presence.beacon(row.id) is not None:
+            state = "beacon"
         else:
             state = "never-seen" if columns["last_seen"] is None else "offline"
         agent = (live.version, live.digest) if live else (columns["agent_version"], columns["agent_digest"])

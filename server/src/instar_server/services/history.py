@@ -115,6 +115,14 @@ class History:
             self._bus.publish(FLEET, {"kind": "event", **{k: row[k] for k in (*history.FIELDS, "hash")}})
         return [event.id for event in events]
 
+    async def note(self, node: str, *entries: dict[str, Any]) -> None:
+        """Add what the server did or saw, each id once. Raises SQLAlchemyError."""
+        now = self._now()
+        async with self._database.write() as connection:
+            new = await Events(connection).append(node, self.SERVER, list(entries), now)
+        for row in new:
+            self._bus.publish(FLEET, {"kind": "event", **{k: row[k] for k in (*history.FIELDS, "hash")}})
+
     async def _move_on(
         self, nodes: Nodes, node: str, events: list[NodeEvent], new: set[str], now: float
     ) -> None:

@@ -52,6 +52,37 @@ class Releases:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryCore:
+    """A published recovery core: the program that installs a release on a node whose own update code is broken."""
+
+    version: str
+    target: str  # TUF target path
+    digest: str  # program digest, SHA-384
+    length: int
+    sha256: str
+    custom: dict[str, Any]
+
+
+class Recoveries:
+    """The published recovery cores, read from the signed targets metadata."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def all(self) -> list[RecoveryCore]:
+        """Newest version first."""
+        found = (_recovery_core(record) for record in self._repository.targets())
+        cores = [core for core in found if core is not None]
+        return sorted(cores, key=lambda core: version_key(core.version), reverse=True)
+
+    def newest(self) -> RecoveryCore | None:
+        return next(iter(self.all()), None)
+
+    def by_version(self, version: str) -> RecoveryCore | None:
+        return next((core for core in self.all() if core.version == version), None)
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleRelease:
     """A published version of a module. `runs`: python, native or wasm; `mode`: oneshot or service."""
 
@@ -97,6 +128,18 @@ def _module_release(record: TargetRecord) -> ModuleRelease | None:
     except InstarError:
         return None
     return ModuleRelease(name, version, record.path, digest, runs, mode, record.length, record.sha256, custom)
+
+
+def _recovery_core(record: TargetRecord) -> RecoveryCore | None:
+    custom = record.custom
+    version, digest = custom.get("version"), custom.get("digest")
+    if custom.get("kind") != "recovery" or not isinstance(version, str) or not isinstance(digest, str):
+        return None
+    try:
+        version_key(version)
+    except InstarError:
+        return None
+    return RecoveryCore(version, record.path, digest, record.length, record.sha256, custom)
 
 
 def _node_release(record: TargetRecord) -> NodeRelease | None:

@@ -1,12 +1,29 @@
-"""Who is connected now, in memory: each entry belongs to the one live channel of a node in the role agent."""
+"""Who is connected now, in memory: each entry belongs to the one live channel of a node in the role agent,
+or in the role beacon: then no release of the agent runs there, and the node is not 'connected'."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Protocol
 
+from instar.wire.messages import Message
 
-class Live(Protocol):
+
+class Channel(Protocol):
+    """What can be sent through."""
+
+    node: str
+    digest: str
+    since: float
+
+    async def send(self, message: Message) -> bool:
+        """False: it did not go out, and the channel has ended."""
+
+    async def send_bulk(self, frame: str) -> bool:
+        """The same for a large frame: it may take long, and must not be cancelled."""
+
+
+class Live(Channel, Protocol):
     """A live channel, as the rest of the server sees it. `told`, `looked_at`, `tries`: the looks it was sent;
     `told_gone`: the modules that it was told are wanted no more. `modules` and `digests` are those of its last health.
     `address` is where it came from, `wake_port` the TCP port that wakes it (0: none).
@@ -31,6 +48,7 @@ class Live(Protocol):
 class Presence:
     def __init__(self) -> None:
         self._live: dict[str, Live] = {}
+        self._beacons: dict[str, Channel] = {}
         self._updaters: dict[str, str] = {}
 
     def join(self, live: Live) -> Live | None:
@@ -48,6 +66,30 @@ class Presence:
 
     def get(self, node: str) -> Live | None:
         return self._live.get(node)
+
+    def join_beacon(self, beacon: Channel) -> tuple[Channel | None, Live | None]:
+        """Take the node's place as its beacon. The beacon and the agent that were there: of an agent whose
+        launcher calls for help nothing is left but a connection that has not noticed."""
+        before = self._beacons.get(beacon.node)
+        self._beacons[beacon.node] = beacon
+        return before, self._live.pop(beacon.node, None)
+
+    def leave_beacon(self, beacon: Channel) -> bool:
+        """False: it had been replaced before."""
+        if self._beacons.get(beacon.node) is not beacon:
+            return False
+        del self._beacons[beacon.node]
+        return True
+
+    def beacon(self, node: str) -> Channel | None:
+        return self._beacons.get(node)
+
+    def beacons(self) -> Iterable[Channel]:
+        return tuple(self._beacons.values())
+
+    def channel(self, node: str) -> Channel | None:
+        """Whatever there is to send something through."""
+        return self._live.get(node) or self._beacons.get(node)
 
     def all(self) -> Iterable[Live]:
         return tuple(self._live.values())

@@ -1,4 +1,4 @@
-"""The periodic work: nudges, lapses, renewals. What is due is decided in `domain`; this does it."""
+"""The periodic work: nudges, what is sent, lapses, renewals. What is due is decided in `domain`; this does it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from instar.core.errors import InstarError
 from instar_server.bus.api import AGENTS, WISHES, Bus
 from instar_server.domain import looks
-from instar_server.domain.looks import LookRules, Observed
+from instar_server.domain.looks import LookRules, Observed, SendTo
 from instar_server.domain.names import MODULE_LINE
 from instar_server.services.ports import Now
 from instar_server.services.presence import Live, Presence
@@ -29,10 +29,15 @@ GATHER_S = 0.1  # nodes that connect within this time are looked up at once
 PART = 500  # nodes looked up at once
 
 Chore = Callable[[], Awaitable[None]]
+Sender = Callable[[SendTo], None]
 
 
 class Scheduler:
-    """`run` until cancelled. `chores` are other things to do now and then: (every so many seconds, what)."""
+    """`run` until cancelled. `chores` are other things to do now and then: (every so many seconds, what).
+
+    `senders` are told in every round what each connected node lacks and is to be sent, also when that is
+    nothing; `in_trouble` says which node cannot reach the artifacts.
+    """
 
     def __init__(
         self,
@@ -41,11 +46,14 @@ class Scheduler:
         presence: Presence,
         now: Now,
         rules: LookRules,
+        senders: tuple[Sender, ...] = (),
+        in_trouble: Callable[[str], bool] = lambda _node: False,
         every_s: float = 5.0,
         chores: tuple[tuple[float, Chore], ...] = (),
     ) -> None:
         self._database, self._bus, self._presence, self._now = database, bus, presence, now
         self._rules, self._every_s = rules, every_s
+        self._senders, self._in_trouble = senders, in_trouble
         self._chores = ((600.0, self.lapse), *chores)
         self._joined: set[str] = set()
         self._all = False
@@ -93,6 +101,7 @@ class Scheduler:
             wishes = await work.Wishes(connection).all()
         sent = 0
         if not wishes:  # then only nodes that run a module, and do not know yet, can need one
+            self._send([SendTo(live.node, (), False) for live in lives])
             lives = [live for live in lives if _lines(live) - live.told_gone]
         for start in range(0, len(lives), PART):
             part = {live.node: live for live in lives[start : start + PART]}
@@ -108,7 +117,13 @@ class Scheduler:
                     live.told, live.looked_at = look.generation, now
                 self._bus.publish(AGENTS, {"do": "look", "node": look.node, "reason": look.reason})
                 sent += 1
+            self._send(looks.to_send(wishes, observed))
         return sent
+
+    def _send(self, wanted: list[SendTo]) -> None:
+        for sender in self._senders:
+            for each in wanted:
+                sender(each)
 
     def _observe(self, row: NodeRow, live: Live) -> Observed:
         updater = self._presence.updater(row.id) or row.columns["updater_digest"]
@@ -118,7 +133,7 @@ class Scheduler:
         }  # its last health's
         return Observed(
             row.id, row.group, running, row.generation_floor, row.columns["tx_phase"],
-            live.told, live.looked_at, live.tries, live.told_gone,
+            live.told, live.looked_at, live.tries, live.told_gone, self._in_trouble(row.id),
         )  # fmt: skip
 
     async def lapse(self) -> None:

@@ -6,7 +6,7 @@ from instar.core.errors import InputError
 from instar_server.bus.api import FLEET, WISHES, Bus
 from instar_server.domain import names
 from instar_server.domain.errors import NotFound
-from instar_server.domain.wanted import GROUP, NODE, Wish, effective
+from instar_server.domain.wanted import GROUP, NATIVE, NODE, PULL, RECOVERY, VIAS, Wish, effective
 from instar_server.services.history import History, server_entry
 from instar_server.services.ports import Modules, Now, Releases
 from instar_server.storage import work
@@ -21,14 +21,19 @@ class Wishes:
         self._database, self._bus, self._now = database, bus, now
         self._releases, self._modules = releases, modules
 
-    async def put(self, scope: str, subject: str, lines: list[str], version: str, by: str) -> list[Wish]:
+    async def put(
+        self, scope: str, subject: str, lines: list[str], version: str, by: str, via: str = PULL
+    ) -> list[Wish]:
         """Want a published release for lines of a group or node: the node program for `agent` and `updater`,
         the module for `module/<name>`. Asking for the same again is a new wish: it has a new generation, so a
-        node that gave up on the release tries it again.
+        node that gave up on the release tries it again. `via` is how its bytes come; modules are fetched.
 
-        Raises InputError `unknown-release`, `unknown-module`, `not-a-service`, NotFound `unknown-node`,
-        `unknown-group`.
+        Raises InputError `unknown-release`, `unknown-module`, `not-a-service`, `bad-via`, NotFound
+        `unknown-node`, `unknown-group`.
         """
+        names.one_of("via", via, VIAS)
+        if via != PULL and any(names.module_of(line) is not None for line in lines):
+            raise InputError("bad-via", f"cannot want a module by way of {via}: nodes fetch modules")
         released = {line: self._resolve(names.line(line), version) for line in dict.fromkeys(lines)}
         now = self._now()
         async with self._database.write() as connection:
@@ -37,7 +42,7 @@ class Wishes:
             made = []
             for line, (target, digest) in released.items():
                 generation = await wishes.next_generation()
-                wish = Wish(scope, subject, line, version, target, digest, generation, now, by)
+                wish = Wish(scope, subject, line, version, target, digest, generation, now, by, via)
                 await wishes.put(wish)
                 made.append(wish)
             if scope == NODE:
@@ -123,7 +128,8 @@ class Wishes:
 
 
 def _entry(wish: Wish, now: float) -> dict[str, object]:
-    text = f"{wish.line} {wish.version} wanted for this node by {wish.made_by}"
+    way = {NATIVE: ", through its channel", RECOVERY: ", by a recovery core"}.get(wish.via, "")
+    text = f"{wish.line} {wish.version} wanted for this node by {wish.made_by}{way}"
     return server_entry(
         f"wanted:{wish.generation}", "wanted", now, "wanted", text, wish.line, wish.version, wish.digest
     )

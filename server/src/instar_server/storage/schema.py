@@ -128,6 +128,7 @@ wishes = Table(
     Column("generation", Integer, nullable=False),
     Column("made", Float, nullable=False),
     Column("made_by", String(16), nullable=False),
+    Column("via", String(16), nullable=False, server_default="pull"),  # pull | native | recovery
 )
 
 counters = Table(

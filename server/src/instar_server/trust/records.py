@@ -28,6 +28,15 @@ class TargetRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """The metadata of one moment: every root from the oldest on, timestamp, snapshot, targets, as (name, bytes),
+    and the targets that they list. Nothing before the first publication."""
+
+    files: list[tuple[str, bytes]]
+    targets: list[TargetRecord]
+
+
+@dataclass(frozen=True, slots=True)
 class RoleStatus:
     """Version and expiry (unix time) of one role; `threshold` of `keys` signatures are needed."""
 

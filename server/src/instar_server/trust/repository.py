@@ -47,6 +47,7 @@ from instar_server.trust.records import (
     OnlineSigners,
     Published,
     RoleStatus,
+    Served,
     TargetRecord,
 )
 
@@ -160,6 +161,20 @@ class Repository:
             TargetRecord(path, target.length, target.hashes["sha256"], dict(target.custom or {}))
             for path, target in sorted(current.signed.targets.items())
         ]
+
+    def served(self) -> Served:
+        """All that a node needs to trust a target, of one moment."""
+        with self._lock:
+            if self._targets is None or self._snapshot is None or self._timestamp_bytes is None:
+                return Served([], [])
+            folder = self.folder / "metadata"
+            roots = sorted(folder.glob("[0-9]*.root.json"), key=lambda path: int(path.name.split(".")[0]))
+            files = [(path.name, path.read_bytes()) for path in roots]
+            files.append(("timestamp.json", self._timestamp_bytes))
+            for metadata in (self._snapshot, self._targets):
+                name = f"{metadata.signed.version}.{metadata.signed.type}.json"
+                files.append((name, bytes_of(folder / name)))
+            return Served(files, self.targets())
 
     def status(self, now: datetime) -> list[RoleStatus]:
         """Version and expiry of every role that is served."""

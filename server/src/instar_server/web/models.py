@@ -21,6 +21,7 @@ Whole = BeforeValidator(
 )
 Line = Annotated[str, StringConstraints(pattern=names.LINE_PATTERN, max_length=names.MOST_LINE)]
 Scope = Literal["group", "node"]
+Via = Literal["pull", "native", "recovery"]
 
 
 class Body(BaseModel):
@@ -60,12 +61,15 @@ class Wanted(BaseModel):
     digest: str
     generation: int
     scope: Scope
+    via: Via
 
 
 class Node(BaseModel):
+    """`beacon`: its launcher calls for help, since no release of the agent runs there."""
+
     id: str
     group: str
-    state: Literal["connected", "offline", "never-seen", "revoked"]
+    state: Literal["connected", "beacon", "offline", "never-seen", "revoked"]
     enrolled: float
     connected_since: float | None
     last_seen: float | None
@@ -214,12 +218,15 @@ class ApiTokens(BaseModel):
 
 class WishBody(Body):
     """`subject` is the name of the group or the id of the node. A line is `agent`, `updater` or
-    `module/<name>`; `version` is the node program's, or the module's."""
+    `module/<name>`; `version` is the node program's, or the module's. `via`: `pull` lets the nodes fetch it,
+    `native` sends it through their channels, `recovery` has it fetched and installed by a recovery core; modules
+    are always fetched."""
 
     scope: Scope
     subject: Annotated[str, StringConstraints(pattern=names.GROUP_PATTERN)]
     lines: Annotated[list[Line], Field(min_length=1, max_length=32)]
     version: Version
+    via: Via = "pull"
 
 
 class Wish(BaseModel):
@@ -232,6 +239,7 @@ class Wish(BaseModel):
     generation: int
     made: float
     made_by: str
+    via: Via
 
 
 class Wishes(BaseModel):
@@ -248,7 +256,55 @@ class Release(BaseModel):
 
 
 class Releases(BaseModel):
+    """`cores` are the recovery cores, newest version first."""
+
     releases: list[Release]
+    cores: list[Release]
+
+
+class RecoverBody(Body):
+    """`version` is a published release's; else it is what is wanted, else what the node last ran, else the
+    newest."""
+
+    version: Version | None = None
+    lines: Annotated[list[Literal["agent", "updater"]], Field(min_length=1, max_length=2)] = [
+        "agent",
+        "updater",
+    ]
+
+
+class Transfer(BaseModel):
+    """What is being sent to a node, or was last; state `none` when nothing was.
+
+    `blocks` of `of_blocks` of a parcel, `bytes` of `length`, are on the node; `rate` is in bytes a second,
+    `percent` 0 to 100, or -1 when it is not told. `phase`, `percent` and `text` are the recovery core's own
+    words once it runs; `core` is its version ('' for a transfer without one). `ended` is absent while
+    something is still to come.
+    """
+
+    node: str
+    id: str
+    line: str
+    via: str
+    cause: str
+    version: str
+    digest: str
+    state: str
+    block: int
+    window: int
+    blocks: int
+    of_blocks: int
+    bytes: int
+    length: int
+    rate: float
+    phase: str
+    percent: float
+    core: str
+    code: str
+    text: str
+    began: float | None
+    changed: float | None
+    ended: float | None
 
 
 class Module(BaseModel):

@@ -74,7 +74,13 @@ async def show_node(services: Services, caller: Viewer, node: NodePath) -> m.Nod
     view = await services.fleet.node(node)
     wanted = {
         line: m.Wanted.model_validate(
-            {"version": w.version, "digest": w.digest, "generation": w.generation, "scope": w.scope}
+            {
+                "version": w.version,
+                "digest": w.digest,
+                "generation": w.generation,
+                "scope": w.scope,
+                "via": w.via,
+            }
         )
         for line, w in (await services.wishes.of_node(node)).items()
     }

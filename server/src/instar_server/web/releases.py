@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import AsyncIterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
+from pathlib import Path as FilePath
+from typing import Annotated, BinaryIO, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from instar.core.errors import InputError
 from instar_server.domain.errors import NotFound, TooLarge
-from instar_server.services.ports import moment
+from instar_server.services.ports import NodeRelease, RecoveryCore, moment
 from instar_server.web import models as m
 from instar_server.web.callers import Operator, Services, Viewer, errors
 
@@ -21,14 +23,53 @@ router = APIRouter(tags=["releases"])
 
 MAX_METADATA = 5_000_000  # bytes
 CHUNK_WITHIN_S = 60.0
+PIECE = 262_144  # bytes
 BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 JSON_BYTES = {"content": {"application/json": {"schema": {"type": "object"}}}}
 
 
 @router.get("/releases", responses=errors(401))
 async def list_releases(services: Services, caller: Viewer) -> m.Releases:
-    """The published node releases."""
-    return m.Releases(releases=[m.Release(**asdict(release)) for release in services.releases.all()])
+    """The published node releases, and the recovery cores."""
+    return m.Releases(
+        releases=[m.Release(**asdict(release)) for release in services.releases.all()],
+        cores=[m.Release(**asdict(core)) for core in services.cores.all()],
+    )
+
+
+@router.get(
+    "/releases/{version}/parcel",
+    response_class=StreamingResponse,
+    responses={200: BYTES | {"description": "The parcel"}, **errors(401, 404, 422, 503)},
+)
+async def release_parcel(
+    services: Services,
+    caller: Operator,
+    version: Annotated[m.Version, Path(description="A published version.")],
+    kind: Annotated[Literal["node", "recovery"], Query(description="The node program or a core.")] = "node",
+) -> StreamingResponse:
+    """All that a node needs to install a release, in one file (docs/protocol.md). Its SHA-384, by which it is
+    known, is in the header `Instar-SHA384`."""
+    found: NodeRelease | RecoveryCore | None
+    found = (services.releases if kind == "node" else services.cores).by_version(version)
+    if found is None:
+        raise NotFound("no-release", f"cannot make a parcel of {kind} {version}: it is not published")
+    parcel = await asyncio.to_thread(services.parcels.parcel_of, found.target)
+    file = await asyncio.to_thread(parcel.path.open, "rb", 0)
+    headers = {
+        "Content-Length": str(parcel.length), "Instar-SHA384": parcel.sha384,
+        "Content-Disposition": f'attachment; filename="{kind}-{version}.parcel"',
+    }  # fmt: skip
+    return StreamingResponse(_chunks(file), media_type="application/octet-stream", headers=headers)
+
+
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    """The file, a piece at a time; closed at the end."""
+    try:
+        while data := await asyncio.to_thread(file.read, PIECE):
+            yield data
+    finally:
+        file.close()
 
 
 @router.get("/modules", responses=errors(401))
@@ -53,7 +94,7 @@ async def upload_blob(services: Services, caller: Operator, sha256: m.Sha256, re
     return m.Blob(sha256=blob.sha256, length=blob.length)
 
 
-async def _receive(request: Request, path: Path, limit: int) -> None:
+async def _receive(request: Request, path: FilePath, limit: int) -> None:
     """Stream the body into a new file. Raises TooLarge, InputError `body-too-slow`."""
     size = 0
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

@@ -10,10 +10,14 @@ from instar_server.services.access import Access
 from instar_server.services.enrolment import Enrolment
 from instar_server.services.fleet import Fleet
 from instar_server.services.history import History
+from instar_server.services.operators import Operators
 from instar_server.services.orders import Orders
-from instar_server.services.ports import Modules, Releases
+from instar_server.services.parcels import Parcels
+from instar_server.services.ports import Modules, Recoveries, Releases
 from instar_server.services.presence import Presence
 from instar_server.services.programs import Programs
+from instar_server.services.progress import Board
+from instar_server.services.recoveries import Recovering
 from instar_server.services.standing import Standing
 from instar_server.services.wishes import Wishes
 from instar_server.storage.database import Database
@@ -40,3 +44,8 @@ class WebServices:
     database: Database
     max_upload: int
     now: Callable[[], float]
+    cores: Recoveries
+    parcels: Parcels
+    board: Board
+    recovering: Recovering
+    operators: Operators

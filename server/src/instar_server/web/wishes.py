@@ -23,7 +23,7 @@ async def list_wishes(services: Services, caller: Viewer) -> m.Wishes:
 async def put_wishes(services: Services, caller: Operator, body: m.WishBody) -> m.Wishes:
     """Want a published release for lines of a group or node. The same wish again makes nodes try again."""
     lines = [str(line) for line in body.lines]
-    made = await services.wishes.put(body.scope, body.subject, lines, body.version, caller.id)
+    made = await services.wishes.put(body.scope, body.subject, lines, body.version, caller.id, body.via)
     return m.Wishes(wishes=[m.Wish.model_validate(asdict(wish)) for wish in made])
 
 

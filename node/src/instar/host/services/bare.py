@@ -18,7 +18,7 @@ from instar.host.locks import RoleLock
 from instar.host.services.base import GRACE_S, Manager, RoleLockProbe
 
 UP_S = 10.0
-TURN_S = GRACE_S + 5.0 + UP_S  # as long as the restart before ours may take
+TURN_S = 2 * (GRACE_S + 5.0) + UP_S  # as long as the restart before ours may take
 POLL_S = 0.01
 
 
@@ -31,8 +31,10 @@ class Bare(Manager):
     def restart(self, role: str) -> None:
         with self._turn(role):
             old = self.recorded(role)
-            start = Start.like(old if self._runs(old) else None)
+            like = old if self._runs(old) else next(iter(self.strays(role)), None)
+            start = Start.like(like)
             try:
+                self.end_strays(role)
                 self.end(old)
                 self._start(role, start)
             finally:
@@ -41,6 +43,7 @@ class Bare(Manager):
     def stop(self, role: str) -> None:
         with self._turn(role):
             self.end(self.recorded(role))
+            self.end_strays(role)
 
     def start(self, role: str) -> None:
         with self._turn(role):

@@ -51,6 +51,20 @@ class Manager:
     def recorded(self, role: str) -> processes.Process | None:
         return processes.recorded(self.layout.process(role))
 
+    def strays(self, role: str) -> list[processes.Process]:
+        """Who plays `role` for this state folder without being recorded (host/strays.py)."""
+        from instar.host import strays  # late: a resident agent need not carry it
+
+        return strays.find(self.layout, role, self.clock.boot_id())
+
+    def end_strays(self, role: str) -> None:
+        """End them, and prove that they are gone. Before anything is started: one that starts has no record
+        yet, and would be taken for a stray. Raises MachineError `not-gone`."""
+        from instar.host import strays
+
+        if found := self.strays(role):
+            strays.end(found, self.clock.boot_id(), GRACE_S)
+
     def end(self, process: processes.Process | None, grace_s: float = GRACE_S) -> None:
         """Prove that it is gone. Raises MachineError `not-gone`."""
         if process is not None:

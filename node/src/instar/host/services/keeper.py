@@ -32,6 +32,7 @@ class ByHand(Manager):
         self.by = by
 
     def restart(self, role: str) -> None:
+        self.end_strays(role)
         self.end(self.recorded(role))
         reach("restart:ended")
         self.start(role)
@@ -41,6 +42,7 @@ class ByHand(Manager):
         self.end_keeper()
         for each in (role, *(r for r in LINES if r != role)):
             self.end(self.recorded(each))
+            self.end_strays(each)
 
     def start(self, role: str) -> None:
         """Nudge the keeper to start what does not run, without its wait; start one unless one is there."""

@@ -26,6 +26,7 @@ class Runit(Manager):
     name = "runit"
 
     def restart(self, role: str) -> None:
+        self.end_strays(role)
         if not self._supervised(role):
             self.start(role)
             return
@@ -38,6 +39,7 @@ class Runit(Manager):
         if self._supervised(role):
             self._sv("force-stop", role)
         self.end(old)
+        self.end_strays(role)
 
     def start(self, role: str) -> None:
         link = scanned_folder() / f"instar-{role}"

@@ -14,6 +14,7 @@ class Supervisor(Manager):
     name = "supervisor"
 
     def restart(self, role: str) -> None:
+        self.end_strays(role)
         if self._state(role) not in UP:
             self.start(role)
             return
@@ -26,6 +27,7 @@ class Supervisor(Manager):
         if self._state(role) in UP:
             self._ctl("stop", role)
         self.end(old)
+        self.end_strays(role)
 
     def start(self, role: str) -> None:
         """The first start makes the program known: only ours, not what others may have written meanwhile."""

@@ -20,17 +20,19 @@ class Systemd(Manager):
     def restart(self, role: str) -> None:
         """A process that belongs to the unit itself is ended with it, systemctl too: then the order is only
         handed in, and systemd goes on by itself."""
+        self.end_strays(role)
         if in_unit(Path("/proc/self"), role) is not None:
             self._call("--no-block", "restart", role=role)
             return
         old = self.recorded(role)
         self._call("restart", role=role)
-        self.end(old)  # also a stray one that was started by hand: the unit gets its role then
+        self.end(old)  # also the recorded one that was started by hand: the unit gets its role then
 
     def stop(self, role: str) -> None:
         old = self.recorded(role)
         self._call("stop", role=role)
         self.end(old)
+        self.end_strays(role)
 
     def start(self, role: str) -> None:
         self._call("start", role=role)

@@ -1,0 +1,137 @@
+"""`instar push`: hand a release to this node's own updater, from a file, without any server (requirement D1)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import http.client
+import json
+import select
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from instar.core.errors import InputError, InstarError, MachineError, ReleaseError
+from instar.core.journal import Progress
+from instar.engine.journal import Journals
+from instar.host.clock import Clock
+from instar.host.layout import Layout
+from instar.host.records import read_node
+
+BLOCK = 262_144
+ANSWER_S = 60.0
+POLL_S = 0.1
+ASK_EVERY_S = 1.0  # about a transaction that has no journal yet
+
+
+def push(args: argparse.Namespace) -> dict[str, Any]:
+    """Send the parcel, and wait for the end of what comes of it: a transaction like any other."""
+    layout, clock = Layout(args.state), Clock()
+    read_node(layout)
+    made = _send(layout.socket("updater"), args.parcel, args.line)
+    end, ask_at = clock.monotonic() + args.wait, clock.monotonic() + ASK_EVERY_S
+    journals = Journals(layout.journal, clock)
+    while clock.monotonic() < end:
+        journal = journals.read(made["tx"])
+        if journal is not None and journal.progress.finished:
+            return _ended(journal.progress)
+        if journal is None and clock.monotonic() >= ask_at:
+            _still_known(layout.socket("updater"), made["tx"])
+            ask_at = clock.monotonic() + ASK_EVERY_S
+        time.sleep(POLL_S)
+    text = f"cannot tell what becomes of {made['tx']}: it goes on; see `instar history`"
+    raise MachineError("still-under-way", text)
+
+
+def push_lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield f"{answer['line']} runs {answer['version']} ({answer['digest'][:12]})"
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over the updater's socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=ANSWER_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _send(path: Path, parcel: Path, line: str) -> dict[str, Any]:
+    """What the updater has made of it. Raises InputError with the updater's own code when it says no."""
+    try:
+        with parcel.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha384").hexdigest()
+            size = file.tell()
+            file.seek(0)
+            with contextlib.closing(_Connection(path)) as connection:
+                try:
+                    connection.putrequest("POST", f"/v1/push?line={line}")
+                    connection.putheader("Content-Length", str(size))
+                    connection.putheader("Instar-SHA384", digest)
+                    connection.endheaders()
+                    _send_body(connection, iter(lambda: file.read(BLOCK), b""))
+                    return _answer(connection)
+                except (OSError, http.client.HTTPException) as error:
+                    words = str(error) or type(error).__name__
+                    raise MachineError("no-answer", f"cannot push to {path.name}: {words}") from None
+    except OSError as error:
+        raise InputError("no-file", f"cannot read {parcel}: {error.strerror}") from None
+
+
+def _send_body(connection: _Connection, blocks: Iterator[bytes]) -> None:
+    """Until there is an answer: one that comes early says why no more is wanted."""
+    for block in blocks:
+        if select.select([connection.sock], [], [], 0)[0]:
+            return
+        try:
+            connection.send(block)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _answer(connection: _Connection) -> dict[str, Any]:
+    answer = connection.getresponse()
+    try:
+        body = json.loads(answer.read())
+        if answer.status < 300:
+            return dict(body)
+        code, text = str(body["error"]["code"]), str(body["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        code, text = "refused", f"it answered with the status {answer.status}"
+    raise InputError(code, text)
+
+
+def _still_known(path: Path, tx: str) -> None:
+    """Raises InputError `unknown-transaction` when an updater that was killed has forgotten the order."""
+    with (
+        contextlib.closing(_Connection(path)) as connection,
+        contextlib.suppress(OSError, http.client.HTTPException),
+    ):
+        connection.request("GET", f"/v1/transactions/{tx}")
+        _answer(connection)
+
+
+def _ended(progress: Progress) -> dict[str, Any]:
+    begin, reason = progress.begin, progress.reason
+    if reason is not None:
+        raise _with_probes(ReleaseError(reason.code, f"it went back: {reason.text}"), progress)
+    return {"tx": begin.tx, "line": begin.line, "version": begin.version, "digest": begin.digest}
+
+
+def _with_probes(error: InstarError, progress: Progress) -> InstarError:
+    """The captured output of both releases belongs to the reason (requirement D6)."""
+    probes = progress.data.get("probes") or {}
+    for part in ("candidate", "restored"):
+        probe = probes.get(part)
+        if probe:
+            how = "answered" if probe.get("ok") else f"did not answer as it should: {probe.get('why')}"
+            error.text += f"\n  {part} {probe.get('release')} {how}"
+            error.text += "".join(f"\n    {line}" for line in str(probe.get("output") or "").splitlines())
+    return error

@@ -1,0 +1,68 @@
+"""A real node of which nothing is left, and a real server: it comes back without anybody's help (M5)."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from instar_lab import machine
+from instar_lab.node import Node
+from instar_lab.program import recovery
+from tests.e2e.conftest import NEW, OLD, Hall, Stage, settled, updates
+
+CORE = "0.0.7"
+
+
+@pytest.fixture(scope="module")
+def with_core(hall: Hall) -> str:
+    """The hall has a recovery core from now on; its version."""
+    hall.server.publish_recovery(recovery.build_core(CORE))
+    return CORE
+
+
+def harm(node: Node, how: str) -> None:
+    """All releases of both lines, while nothing runs."""
+    for role in ("agent", "updater"):
+        line = node.layout.line(role)
+        if how == "deleted":
+            shutil.rmtree(line.folder)
+            continue
+        for path in line.releases.rglob("*"):
+            if path.is_file():
+                size = path.stat().st_size
+                path.chmod(0o600)
+                path.write_bytes(bytes(size))
+
+
+@pytest.mark.parametrize("how", ["zeros", "deleted"])
+def test_a_node_of_which_nothing_is_left(stage: Stage, hall: Hall, with_core: str, how: str) -> None:
+    node = stage.node()
+    stage.want(NEW)
+    updates(node, NEW)
+    node.cli("stop")
+    harm(node, how)
+    node.cli("start")
+    digest = hall.programs[NEW].digest
+    machine.wait_for(
+        lambda: node.digests() == {"agent": digest, "updater": digest}, "both programs", 60.0, node.logs
+    )
+    found = settled(node, 4, within_s=60.0)
+    assert [(e["line"], e["version"], e["state"]) for e in found[2:]] == [
+        ("agent", NEW, "confirmed"), ("updater", NEW, "confirmed"),
+    ]  # fmt: skip
+    phases = [each["phase"] for each in hall.server.history(node.id)]
+    assert "recovery-ended" in phases, phases
+
+
+def test_a_wish_by_the_way_of_recovery(stage: Stage, hall: Hall, with_core: str) -> None:
+    """A healthy node, recovered on an operator's word: the trial and the way back hold as always."""
+    node = stage.node()
+    assert node.digests() == dict.fromkeys(("agent", "updater"), hall.programs[OLD].digest)
+    hall.server.api.post(f"/nodes/{node.id}/recover", {"version": NEW, "lines": ["agent", "updater"]})
+    digest = hall.programs[NEW].digest
+    machine.wait_for(
+        lambda: node.digests() == {"agent": digest, "updater": digest}, "both programs", 60.0, node.logs
+    )
+    found = settled(node, 2, within_s=60.0)
+    assert {(e["line"], e["state"]) for e in found} == {("agent", "confirmed"), ("updater", "confirmed")}
