@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 import pytest
 
+from instar.core.errors import MachineError
 from instar_lab import machine
 from instar_lab.node import Node
 from instar_lab.program import recovery
@@ -42,7 +44,8 @@ def test_a_node_of_which_nothing_is_left(stage: Stage, hall: Hall, with_core: st
     updates(node, NEW)
     node.cli("stop")
     harm(node, how)
-    node.cli("start")
+    with contextlib.suppress(MachineError):  # it gives up waiting for roles that nobody can play yet
+        node.cli("start")
     digest = hall.programs[NEW].digest
     machine.wait_for(
         lambda: node.digests() == {"agent": digest, "updater": digest}, "both programs", 60.0, node.logs

@@ -15,10 +15,14 @@ from pathlib import Path
 import pytest
 
 from instar_lab import machine
-from instar_lab.program import build
+from instar_lab.program import build, recovery
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = {"instarctl": "instar_server.ctl.main", "instar-server": "instar_server.main"}
+COMMANDS = {
+    "instarctl": "instar_server.ctl.main",
+    "instar-server": "instar_server.main",
+    "instar-lab": "instar_lab.main",
+}
 pytestmark = pytest.mark.xdist_group("first-day")
 
 
@@ -45,6 +49,9 @@ class Reader:
         work = folder / "work"
         work.mkdir()
         (folder / "built.pyz").write_bytes(build.build("1.0.0").data)
+        (folder / "next.pyz").write_bytes(build.build("1.1.0").data)
+        (folder / "newer.pyz").write_bytes(build.build("1.2.0").data)
+        (folder / "instar-recovery.pyz").write_bytes(recovery.build_core("1.2.0").data)
         self.environment = os.environ | {
             "PATH": f"{self._commands()}:{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
@@ -55,10 +62,14 @@ class Reader:
             "WORK": str(work),
             "NODE": str(self.node),
             "PROGRAM": str(folder / "built.pyz"),
+            "NEXT": str(folder / "next.pyz"),
+            "NEWER": str(folder / "newer.pyz"),
+            "CORE": str(folder / "instar-recovery.pyz"),
             "HOST": "127.0.0.1",
             "GATEWAY": str(free_port()),
             "API": str(free_port()),
             "PORT": str(free_port()),
+            "PUSH": str(free_port()),
         }
 
     def _commands(self) -> Path:
@@ -106,7 +117,7 @@ def test_the_documented_first_day(first_day: str) -> None:
 
 
 def test_the_documented_operation(first_day: str, reader: Reader) -> None:
-    said = reader.type("operating.md", 240)
+    said = reader.type("operating.md", 600)
     assert re.search(r"interfaces\.list\s+.*1\.0\.0\s+.*python\s+.*oneshot", said), said
     assert said.count('"name": "lo"') >= 2, said
     assert re.search(r"1 cancelled", said), said
@@ -114,6 +125,16 @@ def test_the_documented_operation(first_day: str, reader: Reader) -> None:
     assert re.search(r"file\.integrity +1\.0\.0 +ready", said), said
     assert said.count(" success\n") == 3, "instar restart three times: " + said
     assert said.count("knocked at 127.0.0.1") == 2, said
+    assert said.count("2 of 2 updates ended on the wanted hash") == 2, said
+    assert said.count("uninstalled: nothing is left") == 2, said
+    assert re.search(r"updater runs 1\.1\.0 \(\w+\)\nagent runs 1\.1\.0 \(\w+\)\n", said), said
+    assert re.search(r"held by a push: .*agent on 1\.1\.0", said), said
+    assert re.search(r"agent runs 1\.0\.0", said), said
+    assert re.search(r"held +agent 1\.1\.0, pushed at", said), said
+    assert re.search(r"for the sake of wish.*state +│ received", said, re.DOTALL), said
+    assert re.search(r"for the sake of operator.*state +│ done", said, re.DOTALL), said
+    assert re.search(r"for the sake of beacon.*state +│ done", said, re.DOTALL), said
+    assert re.search(r"agent +1\.2\.0-\w+ +pid", said), said
     log = (reader.node / "run" / "agent.log").read_text()
     assert re.search(r"restart of file\.integrity, asked by server:\S+, ended", log), log
     assert f"asked by local:{os.getuid()}" in log, log

@@ -212,6 +212,17 @@ class TestEnds:
         assert told.one("summary")["why"] == "interrupted"
         told.check_gone()
 
+    def test_interrupted_while_a_recovery_core_works(self) -> None:
+        """The uninstall ends the core, too: it would start the roles again."""
+        process, said = self.begun(["--count", "50", "--mode", "recovery"], "core")
+        assert process.stdout is not None
+        while '"what": "start"' not in said:
+            said += process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        told = self.ended(process, said)
+        assert told.status == 130, told.err
+        told.check_gone()
+
     def test_without_an_end_an_interruption_is_the_end(self) -> None:
         process, said = self.begun(["--count", "0"], "done")
         process.send_signal(signal.SIGINT)

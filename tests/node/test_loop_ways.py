@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,7 @@ from instar.core.held import UNHEARD, Hold
 from instar.core.journal import Begin
 from instar.core.settings import UpdaterSettings
 from instar.core.wish import Wanted, Wish, read_wanted
-from instar.host import points
+from instar.host import points, trials
 from instar.host.incoming import COMPLETE, Incoming
 from instar.host.records import read_held, read_quarantine, write_held
 from instar.updater.client import ARTIFACTS
@@ -440,6 +442,48 @@ def test_a_damaged_release_is_fetched_even_where_releases_are_sent(world: World)
     world.loop.round()
     assert world.node.line.is_valid(world.current)
     assert world.node.server.served.asked == [0]
+
+
+class Kill(BaseException):
+    pass
+
+
+def test_a_repair_that_is_killed_anywhere_comes_to_its_end(folder: Path) -> None:
+    """Killed at each named point, with a restart of the agent right after it: a sound one runs at the end."""
+    for arrival in itertools.count(1):
+        node = Node(folder / str(arrival))
+        world = World(node)
+        world.loop.round()
+        damage(node, node.new.name)
+        left = arrival
+
+        def listen(_: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Kill
+
+        points.listener = listen
+        try:
+            world.loop.round()
+        except Kill:
+            pass
+        finally:
+            points.listener = None
+        node.machine.restart("agent")
+        assert node.line.is_valid(node.machine.running["agent"]), arrival
+        world.again()
+        for _ in range(3):
+            world.loop.round()
+            node.clock.now += 10.0
+        assert (node.line.current(), node.machine.running["agent"]) == (node.new.name,) * 2, arrival
+        assert node.line.is_valid(node.new.name)
+        assert node.journals.unfinished() == []
+        assert trials.read(node.line) is None
+        node.close()
+        if left > 0:
+            assert arrival > 20
+            return
 
 
 # --- parcels that are used up

@@ -148,12 +148,13 @@ def answered(host: Host, raw: bytes) -> tuple[int, dict[str, Any]]:
         (b"GET /v1/transactions?limit=nan HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad-request"),
         (b"GET /v1/transactions?limit=1&limit=2 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad-request"),
         (b"GET /v1/health HTTP/1.1\r\n\r\n", 400, "bad-request"),
+        (b"POST /v1/look HTTP/1.1\r\nHost: x\r\nOrigin: https://x\r\n\r\n", 403, "not-allowed"),
         (b"GET /v1/health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, "bad-request"),
         (b"GET /v1/health HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n", 400, "bad-request"),
         (b"GET /v1/health HTTP/1.1\r\nHost: x\nA: b\r\n\r\n", 400, "bad-request"),
         (b"GET  /v1/health HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad-request"),
         (b"GET /v1/health HTTP/2.0\r\nHost: x\r\n\r\n", 505, "bad-version"),
-        (b"\x16\x03\x01\x02\x00\r\n\r\n", 400, "bad-request"),
+        (b"GET\x16\x03 / HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad-request"),
         (b"GET /v1/health HTTP/1.1\r\nHost: x\r\nContent-Length: +3\r\n\r\n", 400, "bad-request"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", 400, "bad-request"),
         (b"POST /v1/look HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", 411, "length-required"),
@@ -169,6 +170,14 @@ def test_a_request_that_cannot_be_answered_is_told_why(
     got, body = answered(host, raw)
     assert (got, body["error"]["code"]) == (status, code)
     check(openapi.SCHEMAS["Error"], body)
+    method, path = (
+        raw.split(b" ")[0].decode("latin-1").lower(),
+        raw.split(b" ")[1].split(b"?")[0].decode("latin-1"),
+    )
+    template = re.sub(r"tx-\w+", "{tx}", path)
+    described = openapi.document("1")["paths"].get(template, {})
+    if method in described and status != 505:
+        assert str(status) in described[method]["responses"]
 
 
 def test_a_head_of_the_largest_size_is_taken(host: Host) -> None:
@@ -291,6 +300,7 @@ def test_a_push_that_says_something_wrong_leaves_nothing(
 ) -> None:
     got, body = push(quiet, Parcel(MIB), line, **change)
     assert (got, body["error"]["code"]) == (status, code)
+    assert str(status) in openapi.document("1")["paths"]["/v1/push"]["post"]["responses"]
     assert nothing_of_it(quiet)
 
 
@@ -340,6 +350,21 @@ def test_a_body_that_ends_early_is_refused_and_leaves_nothing(quiet: Host) -> No
         secure.sendall(head + parcel.data[: 3 * MIB])
         assert quiet.local("GET", "/v1/health")[1]["receiving"]
     updater_host.wait_for(lambda: nothing_of_it(quiet), PASSING_S, quiet.log)
+
+
+def test_what_a_killed_updater_has_left_of_a_push_goes_with_the_next() -> None:
+    parcel = Parcel(4 * MIB)
+    with hosted() as host:
+        host.start()
+        with contextlib.closing(host.raw()) as secure:
+            secure.sendall(begin_push(parcel) + parcel.data[: 3 * MIB])
+            updater_host.wait_for(host.left_over, PASSING_S, host.log)
+            assert host.process is not None
+            host.process.kill()
+            host.process.wait()
+        assert host.left_over()
+        host.start()
+        assert host.left_over() == []
 
 
 def begin_push(parcel: Parcel, line: str = "agent", more: str = "") -> bytes:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,21 +13,19 @@ from typing import Any
 import pytest
 
 from instar_lab.container import Container
+from instar_lab.updatetest import inside
 from tests.os.node import STATE, UNITS
 
 pytestmark = [pytest.mark.os, pytest.mark.xdist_group("containers")]
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNT = 3
 WITHIN_S = 180.0
+INTERRUPT = """
+{tool} > /tmp/said 2>&1 &
+until grep -q disconnected /tmp/said || ! kill -0 $!; do sleep 0.1; done
+kill -TERM $!; wait $!; status=$?; cat /tmp/said; exit $status
+"""
 GAP_S = 5.0  # bounds only: the figures are printed
-
-
-def shown() -> tuple[Path, ...]:
-    """What the tool needs of this machine: the interpreter, its packages, and the sources."""
-    wanted = {Path(sys.prefix), Path(sys.base_prefix), ROOT, *(Path(each) for each in sys.path if each)}
-    found = sorted(path for path in wanted if path.is_dir() and not path.is_relative_to("/usr"))
-    return tuple(path for path in found if not any(path != up and path.is_relative_to(up) for up in found))
 
 
 class Box:
@@ -37,16 +33,7 @@ class Box:
         self.container = container
 
     def tool(self, *options: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join(filter(None, sys.path))
-        line = [
-            "env",
-            f"PYTHONPATH={path}",
-            "PYTHONDONTWRITEBYTECODE=1",
-            sys.executable,
-            "-m",
-            "instar_lab.main",
-        ]
-        return self.container.run(*line, "update-test", "--system", "--json", *options, within_s=WITHIN_S)
+        return inside.run(self.container, *options, within_s=WITHIN_S)
 
     def check_clean(self) -> None:
         """Nothing of a node is left."""
@@ -61,7 +48,7 @@ class Box:
 def box(tree: Path) -> Iterator[Box]:
     folder = Path(tempfile.mkdtemp(prefix="ios-"))
     try:
-        with Container(tree, folder, shown=shown()) as booted:
+        with Container(tree, folder, shown=inside.shown()) as booted:
             yield Box(booted)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -95,8 +82,9 @@ def test_interrupted_and_refused(box: Box) -> None:
     assert refused.returncode == 2
     assert "a node is installed on this machine already" in refused.stderr
     unit.unlink()
-    path = os.pathsep.join(filter(None, sys.path))
-    script = f"timeout -s TERM 12 env PYTHONPATH={path} {sys.executable} -m instar_lab.main update-test --system --count 0"
-    ended = box.container.run("sh", "-c", script, within_s=WITHIN_S)
+    ended = box.container.run(
+        "sh", "-c", INTERRUPT.format(tool=" ".join(inside.words("--count", "0"))), within_s=WITHIN_S
+    )
     assert "uninstalled: nothing is left" in ended.stdout, ended.stdout + ended.stderr
+    assert ended.returncode == 0, "--count 0 goes on until it is interrupted"
     box.check_clean()

@@ -222,7 +222,7 @@ class Gateway:
             await connection.send(self.refuse)
             return socket
         if self.welcome is not None:
-            await connection.send(self.welcome)
+            await connection.send(self.welcome)  # and so it stands in what is recorded
         self.calls.put_nowait(connection)
         await connection.over.wait()
         return socket

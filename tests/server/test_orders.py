@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.orders import order, row, until
+from tests.server.orders import order, row, show, until
 from tests.server.test_channel import eventually
 from tests.server.world import Channel, Node, World
 
@@ -40,7 +40,7 @@ async def test_a_job_goes_out_at_once_and_its_answer_comes_back(quick: World, ch
     assert (told["ok"], told["code"], told["output"], told["sends"]) == (True, "", "one\ntwo\n", 1)
     assert told["sent_at"] <= told["ended_at"]
     await asyncio.sleep(0.5)  # marks are written: they must not take a row back
-    assert (await row(quick, done))["state"] == "done"
+    assert await show(quick, done) == done
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,12 @@ async def test_a_job_goes_out_at_once_and_its_answer_comes_back(quick: World, ch
 async def test_a_job_that_fails_says_why(
     quick: World, channel: Channel, said: dict[str, Any], state: str
 ) -> None:
-    ordered = await order(quick, channel.node)
+    waiting = asyncio.create_task(order(quick, channel.node, wait_s=10))
     job = await channel.job()
     await channel.answer(job, ok=False, reply={}, **said)
+    ordered = await waiting
     told = await row(quick, ordered)
+    assert ordered["rows"] == [told]
     assert (told["state"], told["ok"], told["code"]) == (state, False, said.get("code", "failed"))
     assert told["text"] == said["reason"]
 

@@ -35,8 +35,9 @@ from instar_server.services.programs import Programs
 from instar_server.services.progress import Board
 from instar_server.services.recoveries import Parts, Recovering
 from instar_server.services.scheduler import Scheduler
+from instar_server.services.sending import Terms, Tools
 from instar_server.services.standing import Standing
-from instar_server.services.transfers import Terms, Transfers
+from instar_server.services.transfers import Transfers
 from instar_server.services.verdicts import Verdicts
 from instar_server.services.wishes import Wishes
 from instar_server.settings import Layout, Settings
@@ -144,7 +145,7 @@ class Server:
         board, parcels = Board(bus, now), Parcels(self.repository, self.layout.parcels)
         cores, fleet = Recoveries(self.repository), Fleet(database, presence, self._observations)
         terms = Terms(settings.native_block, settings.native_window, settings.native_rate)
-        transfers = Transfers(parcels, presence, history, board, bus, terms, now, chance)
+        transfers = Transfers(Tools(parcels, presence, board, terms, now, chance), history, bus)
         parts = Parts(parcels, transfers, presence, releases, cores, wishes, fleet, history, board, bus)
         recovering = Recovering(parts, settings.beacon_recovery, now, chance)
         self._transfers, self._recovering = transfers, recovering

@@ -9,6 +9,6 @@ this machine's network: 127.0.0.1 is the same inside and outside.
 """
 
 from instar_lab.container.box import Container, Journaled, why_not
-from instar_lab.container.tree import OTHERS, SYSTEMD, Recipe, make_tree
+from instar_lab.container.tree import OTHERS, SYSTEMD, Recipe, made_tree, make_tree
 
-__all__ = ["OTHERS", "SYSTEMD", "Container", "Journaled", "Recipe", "make_tree", "why_not"]
+__all__ = ["OTHERS", "SYSTEMD", "Container", "Journaled", "Recipe", "made_tree", "make_tree", "why_not"]

@@ -25,6 +25,7 @@ from instar.core.backoff import Backoff
 from instar.core.errors import InputError, MachineError, ServerUnreachable
 from instar.core.releases import Release
 from instar.core.settings import host_port
+from instar.host import rescue
 from instar.host.clock import Clock
 from instar.host.disks import check_flags, check_space
 from instar.host.files import make_folder, point_link, remove_tree, write_atomic
@@ -115,6 +116,7 @@ def uninstall(args: argparse.Namespace) -> dict[str, Any]:
     if not (layout.state / "service.json").exists():
         raise InputError("not-installed", f"cannot uninstall: {layout.state} is no node's state folder")
     services = services_of(layout, Clock())
+    rescue.end(layout, Clock(), services.name == "systemd")  # first: it would start the roles again
     # Where systemd does not run, or the package with the units is gone, the processes are ended without it.
     loadable = services.name != "systemd" or units.loadable()
     for role in LINES:

@@ -81,7 +81,10 @@ def start_triggers(layout: Layout, folder: Path = FOLDER) -> str:
     """
     if _place_api(layout, folder):
         _systemctl("daemon-reload")
-        _systemctl("stop", API_SOCKET, UPDATER)  # a socket cannot be moved below a running updater
+        for verb in ("stop", "reset-failed"):
+            with contextlib.suppress(MachineError):  # not loaded: its file is gone, and it was not up
+                _systemctl(verb, API_SOCKET)
+        _systemctl("stop", UPDATER)  # a socket cannot be moved below a running updater
     _systemctl("start", *TRIGGERS)
     return _switch_api(layout)
 

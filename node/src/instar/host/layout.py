@@ -8,6 +8,7 @@
   launcher/     instar.pyz                               the oldest copy
   staging/      only while a transaction runs
   incoming/     parcels that came through the control channel or the updater's API
+  rescue/       what a recovery core is fetching
   journal/      <transaction>.journal
   jobs/         inbox and outbox
   commands/     restarts that were asked for, and how they went
@@ -143,6 +144,11 @@ class Layout:
     @property
     def incoming(self) -> Path:
         return self.state / "incoming"
+
+    @property
+    def rescue(self) -> Path:
+        """What recovery cores fetch, kept over a kill."""
+        return self.state / "rescue"
 
     @property
     def held(self) -> Path:

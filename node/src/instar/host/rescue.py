@@ -44,6 +44,7 @@ UNIT = "instar-recovery.service"  # one at a time: systemd refuses a second one
 WITHIN_S = 900.0  # for the whole recovery
 VERIFY_WITHIN_S = 60.0
 CALL_S = 10.0
+END_S = 10.0  # for a core that is told to stop: it gives the updater's role back
 MOST_LINE = 65_536  # bytes of one line that a core says
 TAIL = 1_000  # characters of its stderr that are told
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -255,6 +256,22 @@ def is_running(layout: Layout, clock: Clock, own_unit: bool) -> bool:
         return True
     recorded = processes.recorded(layout.process(ROLE))
     return recorded is not None and processes.alive(recorded, clock.boot_id())
+
+
+def end(layout: Layout, clock: Clock, own_unit: bool) -> None:
+    """End a core that runs, with what it has started: what it was at is left as it is. Absent is fine.
+
+    Raises MachineError `not-gone` when even KILL does not end it.
+    """
+    if own_unit:
+        with contextlib.suppress(MachineError):  # not loaded: none runs
+            call(["systemctl", "stop", UNIT], "end the recovery core", END_S)
+    if (recorded := processes.recorded(layout.process(ROLE))) is not None:
+        family = _session(recorded.pid) if processes.alive(recorded, clock.boot_id()) else []
+        processes.stop(recorded, clock.boot_id(), END_S)
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _as_unit(words: list[str], within_s: float) -> list[str]:

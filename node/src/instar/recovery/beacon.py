@@ -71,8 +71,11 @@ def serve(layout: Layout, clock: Clock, choose: Callable[[], str], for_s: float 
                         raise
             began = time.monotonic()
             wait_s = beacon.call()
-            if beacon.helped or (end is not None and time.monotonic() >= end):
+            if end is not None and (beacon.helped or time.monotonic() >= end):
                 return choose()
+            if beacon.helped:
+                beacon.helped = False
+                continue
             if time.monotonic() - began >= STEADY_S:
                 backoff.reset()
             wait_s = max(wait_s, backoff.next(random.random()))

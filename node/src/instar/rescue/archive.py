@@ -30,14 +30,13 @@ ASK_TRIES = 6  # for the signed metadata
 FETCH_TRIES = 8  # cuts without a byte between them
 FETCH_S = 600.0
 CHUNK = 1 << 20
-FOLDER = "rescue"  # below the state folder; what is in it is known by the archive's SHA-384
 
 
 class Archives:
     """`<state>/rescue/<sha384, 24 digits>/archive`: kept over a kill, gone at a core's end."""
 
     def __init__(self, layout: Layout, order: Order) -> None:
-        self._all = layout.state / FOLDER
+        self._all = layout.rescue
         self._order = order
         self.folder = self._all / order.sha384[:24]
         self.path = self.folder / "archive"

@@ -1,6 +1,7 @@
 """The updater's local socket: the old protocol of one line, and HTTP for whoever begins with a word of it.
 
-The first byte tells them apart: `{` begins a line of JSON. What HTTP needs is imported when it first comes.
+The first byte tells them apart: `{` begins a line of JSON, a capital letter an HTTP method. What HTTP needs is
+imported when it first comes.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Api:
         connection.settimeout(CLIENT_S)
         first = connection.recv(16_384)
         uid = _peer(connection)
-        if first and not first.startswith(b"{"):
+        if first[:1].isalpha() and first[:1].isupper():
             from instar.updater.http.serve import serve
 
             caller = f"local:{uid}" if _may(uid) else _not_allowed(uid)

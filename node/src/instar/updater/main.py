@@ -22,7 +22,7 @@ from instar.engine.journal import Journals
 from instar.engine.target import HandOver
 from instar.host import logs, processes
 from instar.host.clock import Clock
-from instar.host.files import make_folder
+from instar.host.files import make_folder, remove_tree
 from instar.host.interpreter import command
 from instar.host.layout import Layout
 from instar.host.locks import RoleLock
@@ -102,6 +102,7 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
         return Services(layout, clock, program, orders, targets, journals, read_node(layout).node)
 
     api = Api(layout.socket("updater"), settings.updater.api, _handlers(program, targets, orders), wiring)
+    _drop_cut_pushes(layout)
     api.start()
     reporter.start()
     log.info("updater %s (%s) is up", program.version, program.digest[:12])
@@ -116,6 +117,12 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
                 api.stay()
     finally:
         reporter.stop(REPORT_WITHIN_S)
+
+
+def _drop_cut_pushes(layout: Layout) -> None:
+    """What an updater that was ended meanwhile has left of a push. Only the role's holder pushes."""
+    for path in layout.incoming.glob("*.push.new"):
+        remove_tree(path)
 
 
 def _handlers(program: Program, targets: Targets, orders: Orders) -> dict[str, Any]:

@@ -8,6 +8,7 @@ until their transaction has ended, and at most for a day.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 import math
 
 from instar.core.errors import InstarError
@@ -72,6 +73,14 @@ def tidy_parcels(
                 log.info("removing the parcel of %s, which is used up", parcel.version)
                 incoming.remove(parcel)
         incoming.sweep(needed, clock.wall())
+        _drop_old(layout.rescue, clock.wall())
+
+
+def _drop_old(folder: Path, now_wall: float) -> None:
+    """What a recovery core has left that was killed and never came again."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if now_wall - path.lstat().st_mtime > DAY_S:
+            remove_tree(path)
 
 
 def _waits(wish: Wish, targets: Targets) -> bool:

@@ -14,6 +14,7 @@ from instar_server.domain.names import MODULE_LINE
 from instar_server.domain.wanted import PULL, Wish, effective, unmet
 
 OPEN_PHASES = frozenset({"offered", "staged", "verified", "rehearsed", "trial", "confirming", "reverting"})
+ENDED_PHASES = frozenset({"confirmed", "reverted"})
 AT_WORK = OPEN_PHASES - {"offered"}  # it has the bytes that it works with; before, it may wait for them
 
 

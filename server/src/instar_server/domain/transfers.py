@@ -210,13 +210,13 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """When a node may be offered a wish's parcel again: not before `until`, unless the wish is a new one. `spare`:
-    nothing had failed."""
+    """When a node may be offered a wish's parcel again: not before `until`, unless the wish is a new one. `idle`:
+    nothing was sent the last time, so that asking again costs little."""
 
     generation: int
     tries: int
     until: float
-    spare: bool = False
+    idle: bool = False
 
     def over(self, generation: int, now: float) -> bool:
         return generation > self.generation or now >= self.until
@@ -234,7 +234,8 @@ def rest(before: Rest | None, generation: int, ended: str, now: float, chance: f
     if ended == "moved":
         return Rest(generation, 0, now)
     tries = same.tries + 1 if same else 1
-    spare = ended in (State.RECEIVED.value, State.NOT_NEEDED.value, State.DECLINED.value)
-    floor, cap = (SPARE_FLOOR_S, SPARE_CAP_S) if spare else (FLOOR_S, CAP_S)
+    idle = ended in (State.NOT_NEEDED.value, State.DECLINED.value)
+    well = idle or ended == State.RECEIVED.value
+    floor, cap = (SPARE_FLOOR_S, SPARE_CAP_S) if well else (FLOOR_S, CAP_S)
     wait = min(cap, floor * 2.0 ** min(20, tries - 1))
-    return Rest(generation, tries, now + wait * (1.0 + chance / 4), spare)
+    return Rest(generation, tries, now + wait * (1.0 + chance / 4), idle)

@@ -57,6 +57,14 @@ class Known:
         self.said = 0
 
 
+class Kept:
+    """Rows of one order, as they were stored when they ended. `room`: bytes of results that may still come."""
+
+    def __init__(self, room: int) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.room = room
+
+
 class Delivery:
     """`run` until cancelled. `dropped` counts what nodes said of rows that are not theirs, or not open."""
 
@@ -70,6 +78,7 @@ class Delivery:
         self._more: set[str] = set()  # nodes that have more rows than were handed out
         self._refill: set[str] = set()
         self._wake = asyncio.Event()
+        self._kept: dict[str, Kept] = {}  # by order
         self.dropped: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -270,6 +279,7 @@ class Delivery:
             return False
         self._forget(id_)
         if stored.new:
+            self._keep(stored.order, stored.row)
             state = rules.target(rules.word_of(ok, code))
             small = msgspec.json.decode(reply) if len(reply) <= SMALL_REPLY else None
             more = {"ok": ok, "code": code, "text": word.text[:500], "reply": small, "ended": stored.ended}
@@ -282,6 +292,26 @@ class Delivery:
         self._tell(row["order_id"], row["id"], row["node"], state, now, code=code, text=text, ended=True)
 
     # ---- in memory
+
+    def keep(self, order: str, most_bytes: int) -> Kept:
+        """Keep the rows of an order that end by their nodes' word, for who waits for them, until `unkeep`."""
+        self._kept[order] = kept = Kept(most_bytes)
+        return kept
+
+    def unkeep(self, order: str) -> None:
+        """Also when something else happens to the order: what is in the database is asked for then."""
+        kept = self._kept.pop(order, None)
+        if kept is not None:
+            kept.rows = {}
+
+    def _keep(self, order: str, row: dict[str, Any]) -> None:
+        kept = self._kept.get(order)
+        if kept is not None:
+            kept.room -= len(row["result"])
+            if kept.room < 0:
+                self.unkeep(order)
+            else:
+                kept.rows[row["id"]] = row
 
     def _know(self, row: Mapping[str, Any]) -> None:
         known = self._known.get(row["id"])

@@ -20,7 +20,7 @@ from instar_server.services.ports import Now
 from instar_server.storage.connection import Connection
 from instar_server.storage.database import Database
 from instar_server.storage.events import Events
-from instar_server.storage.orders import Orders
+from instar_server.storage.orders import Orders, row_after
 from instar_server.storage.rows import Word
 
 AT_ONCE = 256  # words in one transaction
@@ -31,11 +31,13 @@ _Waiting = tuple[Word, "asyncio.Future[Stored | None]"]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A word that is on the disk. `new`: it is this row's first; `ended`: the row had been open until then."""
+    """A word that is on the disk. `new`: it is this row's first, and `row` is what is stored of it now;
+    `ended`: the row had been open until then."""
 
     order: str
     new: bool
     ended: bool
+    row: dict[str, Any]
 
 
 class LastWords:
@@ -95,7 +97,7 @@ class LastWords:
         else:
             for word, future in some:
                 if not future.done():  # who waited may have gone
-                    future.set_result(_stored(before.get(word.id)))
+                    future.set_result(_stored(word, before.get(word.id), now))
 
 
 def _settle(some: Iterable[_Waiting], error: Exception) -> None:
@@ -105,11 +107,12 @@ def _settle(some: Iterable[_Waiting], error: Exception) -> None:
             future.exception()  # seen, also when nobody waits any more
 
 
-def _stored(row: dict[str, Any] | None) -> Stored | None:
+def _stored(word: Word, row: dict[str, Any] | None, now: float) -> Stored | None:
     if row is None:
         return None
     new = row["ok"] is None
-    return Stored(row["order_id"], new, new and row["state"] in OPEN)
+    after = row_after(word, row, now) if new else {}
+    return Stored(row["order_id"], new, new and row["state"] in OPEN, after)
 
 
 def _entry(word: Word, row: dict[str, Any], now: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ T = TypeVar("T")
 BUILT_IN = frozenset({"selftest"})  # modules that ride in every program
 MOST_ARGS = MAX_FRAME // 2  # bytes of JSON
 PAGE_BYTES = 8 * 1024 * 1024  # of results in one answer
+PAGE_ROWS = 1000
 MAX_WAIT_S = 300.0
 LINKED = 20  # nodes of an unknown or revoked selector that are named
 
@@ -149,7 +151,7 @@ class Orders:
                     await Events(connection).append(row["node"], History.SERVER, [entry], order.made)
             return whole, rows
 
-        watch = Watch(self._bus, order.id)
+        watch, kept = Watch(self._bus, order.id), self._delivery.keep(order.id, PAGE_BYTES)
         try:
             whole, rows = await self._database.write_at_once(write)
             common = asdict(whole) | {"order_id": order.id}
@@ -159,9 +161,12 @@ class Orders:
             if wait_s > 0:
                 self._watches.add(watch)
                 await watch.all_ended({row["id"] for row in rows}, min(wait_s, MAX_WAIT_S))
+            if len(kept.rows) == len(rows) <= PAGE_ROWS:
+                return _ended_view(whole, kept.rows.values())
         finally:
             self._watches.discard(watch)
             watch.close()
+            self._delivery.unkeep(order.id)
         return await self.view(order.id)
 
     def _row(self, id_: str, node: str, connected: bool, order: OrderRow) -> dict[str, Any]:
@@ -174,7 +179,7 @@ class Orders:
 
     # ---- looking
 
-    async def view(self, id_: str, after: str = "", limit: int = 1000) -> OrderView:
+    async def view(self, id_: str, after: str = "", limit: int = PAGE_ROWS) -> OrderView:
         """An order with a page of its rows, by node. Raises NotFound `unknown-order`."""
 
         async def read(connection: Connection) -> OrderView | None:
@@ -218,6 +223,7 @@ class Orders:
             untaken, held = await Stored(connection).cancel(id_, now, by)
             return await Stored(connection).get(id_), untaken, held
 
+        self._delivery.unkeep(id_)
         order, untaken, held = await self._database.write_at_once(write)
         common = asdict(_found(order, id_)) | {"order_id": id_}
         rows = [{**common, "id": row.id, "node": row.node} for row in untaken]
@@ -288,6 +294,12 @@ async def _meant(selected: Selected, selector: Selector) -> list[str]:
     if not nodes:
         raise InputError("no-nodes", "cannot order: no node is what was asked for")
     return nodes
+
+
+def _ended_view(order: OrderRow, rows: Iterable[dict[str, Any]]) -> OrderView:
+    """What `view` would find, of an order whose rows have all ended by their nodes' word and were kept."""
+    by_node = sorted(rows, key=lambda row: str(row["node"]))
+    return OrderView(order, dict(Counter(row["state"] for row in by_node)), by_node, None)
 
 
 def _asked(order: OrderRow, row: str) -> dict[str, Any]:

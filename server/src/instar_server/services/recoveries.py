@@ -43,7 +43,8 @@ from instar_server.services.parcels import Parcels
 from instar_server.services.ports import Chance, NodeRelease, Now, Recoveries, RecoveryCore, Releases
 from instar_server.services.presence import Channel, Presence
 from instar_server.services.progress import Board, View
-from instar_server.services.transfers import BEACON, OPERATOR, WISH, Ended, Request, Transfers
+from instar_server.services.sending import CUT, DROPPED, Ended, Request
+from instar_server.services.transfers import BEACON, OPERATOR, WISH, Transfers
 from instar_server.services.wishes import Wishes
 
 log = logging.getLogger(__name__)
@@ -239,12 +240,12 @@ class Recovering:
             return
         if ended.how == rules.State.RECEIVED.value:
             self._start(self._tell(recovery, ended.parcel))
-        elif ended.how == "cut":
+        elif ended.how == CUT:
             self._parts.board.note(recovery.view, state="cut")
             self._wait(recovery, 0.0 if ended.moved else rules.FLOOR_S)
         elif ended.how == rules.State.DECLINED.value:
             self._end(recovery, False, "never", ended.text)
-        elif recovery.cause == OPERATOR and recovery.tries + 1 < MOST_TRIES and ended.how != "dropped":
+        elif recovery.cause == OPERATOR and recovery.tries + 1 < MOST_TRIES and ended.how != DROPPED:
             recovery.tries += 1
             self._parts.board.note(recovery.view, code=ended.code, text=ended.text)
             self._wait(recovery, min(rules.CAP_S, rules.FLOOR_S * 2.0 ** (recovery.tries - 1)))
@@ -341,7 +342,8 @@ class Recovering:
             return
         del self._open[recovery.node]
         state = "done" if ok else "declined" if code == "never" else "failed"
-        self._parts.board.note(recovery.view, ended=True, state=state, code=code, text=text)
+        phase = "" if ok else recovery.view.phase
+        self._parts.board.note(recovery.view, ended=True, state=state, phase=phase, code=code, text=text)
         self._rest(recovery.node, recovery.generation, "failed")  # also after a good end: no loop without one
         told = f"recovery to {recovery.release.version}: {text or code or 'done'}"
         self._start(self._note(recovery, "ended" if ok else "failed", code, told))

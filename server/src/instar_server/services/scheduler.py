@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from sqlalchemy.exc import SQLAlchemyError
 
 from instar.core.errors import InstarError
-from instar_server.bus.api import AGENTS, WISHES, Bus
+from instar_server.bus.api import AGENTS, FLEET, WISHES, Bus, Message
 from instar_server.domain import looks
 from instar_server.domain.looks import LookRules, Observed, SendTo
 from instar_server.domain.names import MODULE_LINE
@@ -66,14 +66,21 @@ class Scheduler:
         self._joined.add(node)
 
     async def run(self) -> None:
-        subscription = self._bus.subscribe(WISHES, lambda _message: self._everyone())
+        wishes = self._bus.subscribe(WISHES, lambda _message: self._everyone())
+        fleet = self._bus.subscribe(FLEET, self._changed)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._looks())
                 for every_s, chore in self._chores:
                     group.create_task(self._repeat(every_s, chore))
         finally:
-            subscription.close()
+            wishes.close()
+            fleet.close()
+
+    def _changed(self, message: Message) -> None:
+        """A transaction has ended: what waited for that is due."""
+        if message.body["kind"] == "event" and message.body["phase"] in looks.ENDED_PHASES:
+            self.joined(message.body["node"])
 
     def _everyone(self) -> None:
         self._all = True

@@ -152,7 +152,8 @@ class Orders:
         return ended
 
     async def words(self, words: list[Word], now: float) -> dict[str, dict[str, Any]]:
-        """Store last words, each once. For each id that is this node's: its row as it was before.
+        """Store last words, each once. For each id that is this node's: its row as it was before, but for
+        its result.
 
         A row whose `ok` is not null had one already: nothing was changed.
         """
@@ -226,7 +227,7 @@ _SIZES = Prepared(_rows_of_order(order_jobs.c.node, _SIZE).limit(bindparam("b_li
 _ROWS = Prepared(_rows_of_order(order_jobs).where(order_jobs.c.node <= bindparam("b_last")))
 _BEFORE = Prepared(
     select(
-        *(order_jobs.c[name] for name in ("id", "node", "order_id", "state", "ok", "output")),
+        *(column for column in order_jobs.c if column.name != "result"),
         *(orders.c[name] for name in ("kind", "name", "made_by")),
     )
     .join(orders, orders.c.id == order_jobs.c.order_id)
@@ -249,6 +250,13 @@ def _word_values(word: Word, row: Mapping[str, Any], now: float) -> dict[str, An
         "b_code": word.code, "b_text": word.text, "b_result": word.result,
         "b_output": word.output or row["output"], "b_ended_at": now,
     }  # fmt: skip
+
+
+def row_after(word: Word, row: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """A row as it is stored, from what it was before its last word (`Orders.words`)."""
+    told = {name.removeprefix("b_"): value for name, value in _word_values(word, row, now).items()}
+    after = {column.name: row.get(column.name) for column in order_jobs.c} | told
+    return after | {"state": str(told["state"]), "due_at": None}
 
 
 def _bound(row: Mapping[str, Any]) -> dict[str, Any]:

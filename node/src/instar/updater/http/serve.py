@@ -46,7 +46,7 @@ class Secure:
             connection.settimeout(HANDSHAKE_S)
             secure = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         except (MachineError, OSError) as error:
-            log.warning("the API cannot serve %s: %s", address, error)
+            self._say(address, error)
             return
         with secure:
             try:
@@ -70,7 +70,7 @@ class Secure:
             kept = self._context = (stamp, server_context(*paths))
         return kept[1]
 
-    def _say(self, address: str, error: OSError) -> None:
+    def _say(self, address: str, error: Exception) -> None:
         now = time.monotonic()
         if now >= self._say_from:
             self._say_from = now + SAY_EVERY_S
@@ -109,6 +109,8 @@ def _one(connection: Connection, caller: Caller, services: Services, number: int
         head = parse(connection.head(first=number == 0))
         if isinstance(caller, InstarError):
             raise caller
+        if "origin" in head.fields:  # a page in a browser that holds an operator's certificate
+            raise InputError("not-allowed", "cannot serve: expected a program, got a page in a browser")
         body = Body(connection, head.length) if head.length > 0 else None
         route, words = find(head.method, head.path)
         asked = head.fields.get("expect", "").lower() == "100-continue"
