@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -269,3 +270,54 @@ def test_a_killed_guard_is_finished_by_the_next_one(node: Node, point: str) -> N
         points.listener = None
         child.kill()
         child.wait()
+
+
+# --- starts without a welcome
+
+
+def test_starts_are_counted_for_one_release_and_boot(node: Node) -> None:
+    line, clock = node.line, node.clock
+    for number in range(1, launch.MOST_STARTS + 3):
+        node.clock.now += 1
+        launch._count(node.layout, node.old.name, clock)
+        assert len(launch._starts(node.layout, node.old.name, clock)) == min(number, launch.MOST_STARTS)
+    assert launch._starts(node.layout, node.new.name, clock) == []
+    node.clock.now += launch.STARTS_S + 10
+    assert launch._starts(node.layout, line.current(), clock) == []
+    launch._count(node.layout, node.old.name, clock)
+    node.clock.reboot()
+    assert launch._starts(node.layout, node.old.name, clock) == []
+
+
+@pytest.mark.parametrize("text", ["", "x", "x\ny", "\xff", "1.0.0 b\n1 2 three"])
+def test_a_count_that_cannot_be_read_is_none(node: Node, text: str) -> None:
+    node.layout.starts.write_bytes(text.encode("latin-1"))
+    assert launch._starts(node.layout, node.old.name, node.clock) == []
+    launch._count(node.layout, node.old.name, node.clock)
+    assert len(launch._starts(node.layout, node.old.name, node.clock)) == 1
+
+
+def test_a_count_that_cannot_be_written_stops_nothing(node: Node) -> None:
+    node.layout.starts.mkdir()
+    launch._count(node.layout, node.old.name, node.clock)
+
+
+def test_a_line_that_was_deleted_is_no_fault_of_the_launcher(node: Node) -> None:
+    shutil.rmtree(node.line.layout.folder)
+    with pytest.raises(MachineError) as caught:
+        chosen(node)
+    assert caught.value.code == "no-release"
+
+
+def test_the_updater_is_served_by_the_agents_release_where_its_own_line_has_none(node: Node) -> None:
+    updater = Line(node.layout.line("updater"))
+    found, release = launch._for_updater(node.layout, node.clock)
+    assert found.program(release) == updater.program(node.old.name)
+    path = updater.program(node.old.name)
+    path.chmod(0o600)
+    path.write_bytes(bytes(10))
+    found, release = launch._for_updater(node.layout, node.clock)
+    assert (found.program(release), release) == (node.line.program(node.old.name), node.old.name)
+    damage(node, node.old.name)
+    with pytest.raises(MachineError, match="no valid release"):
+        launch._for_updater(node.layout, node.clock)

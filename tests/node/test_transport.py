@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 import time
@@ -269,3 +270,49 @@ def test_a_proxy_that_is_gone_is_unreachable(make: Callable[..., Made]) -> None:
     _, transport = make(says(b"{}"), proxy=f"http://127.0.0.1:{port}")
     with pytest.raises(ServerUnreachable):
         transport.call("GET", "/")
+
+
+# --- a pinned certificate
+
+
+def pin_of(authority: Authority) -> str:
+    """Of the server's own certificate, which comes last in the file."""
+    pem = authority.chain.read_text()
+    der = ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN CERTIFICATE") :])
+    return hashlib.sha256(der).hexdigest()
+
+
+def test_the_pinned_certificate_is_taken(make: Callable[..., Made], authority: Authority) -> None:
+    _, transport = make(says(b'{"a": 1}'), pin=pin_of(authority))
+    assert transport.call("GET", "/v1/x") == {"a": 1}
+    transport.close()
+    assert transport.call("GET", "/v1/x") == {"a": 1}
+
+
+def test_another_one_of_the_same_ca_is_refused_before_a_word_is_said(
+    make: Callable[..., Made], authority: Authority, tmp_path: Path
+) -> None:
+    server, transport = make(says(b"{}"), pin="ab" * 32)
+    for ask in (lambda: transport.get("/v1/x"), lambda: transport.call("POST", "/v1/y", {"secret": 1})):
+        with pytest.raises(ServerUnreachable) as caught:
+            ask()
+        assert caught.value.code == "certificate-differs"
+    assert server.requests == []
+    with pytest.raises(ServerUnreachable) as caught:
+        fetch(transport, "/v1/x", tmp_path / "file", 5, Limits(tries=2, retry_floor_s=0.01))
+    assert caught.value.code == "certificate-differs"
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_pin_holds_through_a_proxy(make: Callable[..., Made], authority: Authority) -> None:
+    proxy = Proxy()
+    try:
+        fields = {"proxy": f"http://127.0.0.1:{proxy.port}"}
+        _, good = make(says(b'{"a": 1}'), pin=pin_of(authority), **fields)
+        assert good.call("GET", "/v1/x") == {"a": 1}
+        server, bad = make(says(b"{}"), pin="ab" * 32, **fields)
+        with pytest.raises(ServerUnreachable, match="expected the certificate abab"):
+            bad.get("/v1/x")
+        assert server.requests == []
+    finally:
+        proxy.close()

@@ -31,6 +31,7 @@ from instar.host.identity import Node, write_node
 from instar.host.layout import LINES, Layout
 from instar.host.line import MANIFEST, PROGRAM, Line
 from instar.trust.manifest import FileEntry, Manifest
+from instar_lab import machine
 from instar_lab.program import build
 from instar_server.ca import FleetCA
 
@@ -284,4 +285,5 @@ def hosted(more: str = "") -> Iterator[Host]:
         yield host
     finally:
         host.close()
+        machine.end_all_naming(folder, grace_s=0.5)  # a way back starts a keeper, and that an agent
         shutil.rmtree(folder, ignore_errors=True)

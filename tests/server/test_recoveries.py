@@ -105,6 +105,23 @@ async def test_the_agent_that_comes_back_need_not_say_so(rescuing: World, node: 
         await taking.state(rescuing, node.id, "done")
 
 
+@pytest.mark.slow
+async def test_an_agent_that_comes_back_is_told_again_until_its_core_has_ended(node: Node) -> None:
+    """Agent and core were killed, or only the agent: nobody on the node would tell."""
+    async with node.connected() as channel:
+        await recover(node, version="1.1.0", lines=["agent"])
+        _, told = await order(channel)
+    async with node.connected() as channel:
+        _, again = await order(channel)
+        assert again == told
+        await channel.send("agentupdate-ended", id=told["id"], ok=False, code="recovery-running", text="")
+        _, again = await order(channel)
+        assert again == told
+        await channel.send("agentupdate-ended", id=told["id"], ok=True, code="", text="")
+        await taking.state(node.world, node.id, "done")
+    assert (await phases(node))[-1] == ("recovery-ended", "")
+
+
 async def test_what_cannot_be_recovered_is_refused(rescuing: World, node: Node) -> None:
     assert (await recover(node, 409))["error"]["code"] == "not-connected"
     assert (await recover(node, 404, version="7.7.7"))["error"]["code"] == "no-release"

@@ -97,6 +97,29 @@ def test_holds_sources_and_licences_only(program: build.Program) -> None:
     assert {name.split("/")[1] for name in names if name.startswith("licences/")} == set(build.LIBRARIES)
 
 
+def test_says_when_it_was_built_only_if_told(
+    program: build.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(made: build.Program) -> str:
+        path = tmp_path / "built.pyz"
+        build.write(made, path)
+        code = (
+            f"import sys; sys.path.insert(0, {str(path)!r}); from instar.version import BUILT; print(BUILT)"
+        )
+        line = [sys.executable, "-I", "-S", "-c", code]
+        return subprocess.run(line, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    assert built(program) == ""
+    assert built(build.build("1.1.0", built="2026-01-02T03:04:05+01:00")) == "2026-01-02T02:04:05Z"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert built(build.build("1.1.0")) == "2023-11-14T22:13:20Z"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    for wrong in (lambda: build.build("1.1.0"), lambda: build.build("1.1.0", built="2026-01-02")):
+        with pytest.raises(InputError) as refused:
+            wrong()
+        assert refused.value.code == "bad-date"
+
+
 def test_size(program: build.Program) -> None:
     """A node fetches this whole at first: a sudden growth wants a look."""
     assert len(program.data) < 4_000_000

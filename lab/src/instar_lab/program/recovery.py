@@ -68,8 +68,7 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
     """Every name that may be a module: `from a import b` gives a and a.b. `package` is for relative imports."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and _only_for_types(node.test):
-            for other in node.orelse:
-                yield from imported(other, package)
+            yield from imported(ast.Module(node.orelse, []), package)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

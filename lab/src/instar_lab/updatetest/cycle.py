@@ -18,6 +18,7 @@ ANSWERS_WITHIN_S = 10.0
 QUIET_S = 1.0  # after so long without a word the server is asked what was missed
 CONFIRMED, REVERTED = "confirmed", "reverted"
 FAILED = ("failed", "declined", "dropped", "cut")  # states of a transfer that brought nothing
+BEFORE = ("queued", "offered")
 CORE_PHASES = {"core": "core sent"}
 
 
@@ -34,7 +35,7 @@ class Cycle:
     target: Build
     lines: tuple[str, ...]
     delay_s: float
-    bytes_due: int  # of the archives that are not on the node's disk
+    bytes_due: int  # of the archives that must come
     ordered: float = 0.0
     gone: float = 0.0  # the old agent's channel ended
     back: float = 0.0  # the new one's began
@@ -42,7 +43,9 @@ class Cycle:
     reported: str = ""  # the digest that the node reports in the end
     gap_s: float | None = None
     core: str = ""  # the recovery core that brought it
-    bytes_came: dict[str, int] = field(default_factory=dict)  # through the control channel
+    came: dict[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # native transfer -> bytes there at first, at last
     told: dict[str, float] = field(default_factory=dict)  # what is under way -> percent
     trouble: str = ""  # why a transfer or a recovery ended without success
     steps: dict[str, float] = field(default_factory=dict)  # 'line state' -> when, by the node's journal
@@ -62,8 +65,8 @@ class Cycle:
 
     @property
     def fetched(self) -> int:
-        """Bytes."""
-        return self.bytes_due
+        """Bytes that had to come: not those that were on the node before."""
+        return sum(last - first for first, last in self.came.values()) if self.came else self.bytes_due
 
     def over(self) -> bool:
         away = "agent" in self.lines and not self.back
@@ -195,7 +198,8 @@ class Course:
         ):
             return
         line, phase = str(body["line"]), str(body["phase"])
-        cycle.transactions.add(str(body["tx"]))
+        if body["tx"]:  # what the server did to the node is in its history, too, without one
+            cycle.transactions.add(str(body["tx"]))
         cycle.steps.setdefault(f"{line} {phase}", float(body["wall"]))
         if body["reason_text"]:
             cycle.reasons[line] = " ".join(str(body["reason_text"]).split())
@@ -238,8 +242,9 @@ class Course:
         if view["state"] in FAILED and view["ended"]:
             cycle.trouble = f"the {view['via']} update {view['state']}: {view['text'] or view['code']}"
         what = "sent" if view["via"] == "native" else CORE_PHASES.get(view["phase"], str(view["phase"]))
-        if view["via"] == "native" or view["phase"] == "core":
-            cycle.bytes_came[what] = int(view["bytes"])
+        if view["via"] == "native" and view["state"] not in BEFORE:
+            first, _ = cycle.came.get(view["id"], (view["bytes"], 0))
+            cycle.came[view["id"]] = (first, view["bytes"])
         if what and cycle.told.get(what) != view["percent"]:
             cycle.told[what] = view["percent"]
             self._tell.progress(cycle, at, what, float(view["percent"]))

@@ -89,7 +89,9 @@ class Play:
         lines, delay_s = self.wanted.lines, random.uniform(*self.wanted.delay_s)
         layout = self.place.node.layout
         absent = [line for line in lines if not Line(layout.line(line)).is_valid(target.program.release)]
-        self.now = Cycle(number, origin, target, lines, delay_s, len(release.archive) * len(absent))
+        # Only a node that fetches looks whether the release is there still; a core does all with one archive.
+        archives = {"pull": len(absent), "native": len(lines), "recovery": 1}[self.wanted.mode]
+        self.now = Cycle(number, origin, target, lines, delay_s, len(release.archive) * archives)
         course.run(self.now, self._order(target))
         self.done.append(self.now)
         self.now = None

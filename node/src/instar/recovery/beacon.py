@@ -19,7 +19,7 @@ from pathlib import Path
 
 from instar.core.backoff import Backoff
 from instar.core.errors import InstarError, MachineError, ServerUnreachable
-from instar.host import processes, rescue
+from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.files import make_folder
 from instar.host.identity import read_node
@@ -27,9 +27,8 @@ from instar.host.layout import Layout
 from instar.host.line import Line
 from instar.host.locks import RoleLock
 from instar.host.points import reach
-from instar.host.services.systemd import in_unit
 from instar.recovery.dialling import Refusal, Wire, dial, refusal, say
-from instar.recovery.session import RECOVERY, Session
+from instar.recovery.session import RECOVERY, Session, core_runs
 from instar.version import BUILT, VERSION
 from instar.wire.messages import HELLO_WITHIN_S, PROTOCOL, Error, Hello, Message, Ping, Refused, Welcome
 
@@ -169,13 +168,6 @@ class Beacon:
         if not look or core_runs(self._layout, self._clock):
             return False
         return any(self._line.is_valid(name) for name in self._line.names())
-
-
-def core_runs(layout: Layout, clock: Clock) -> bool:
-    """Whether a core is at work that a beacon before us started: what it has brought is not for starting
-    before the core says so."""
-    own_unit = rescue.RUNNING_SYSTEMD.is_dir() and in_unit(Path("/proc/self"), "agent") is not None
-    return rescue.is_running(layout, clock, own_unit)
 
 
 def own_digest(program: Path) -> str:

@@ -40,7 +40,7 @@ from instar.targets.kit import Kit
 from instar.updater.reporter import Reporter
 
 USAGE = "usage: instar-recovery.pyz --state DIR --order FILE"
-LIFE_S = 1800.0  # each wait has its own bound; this one is for what nobody thought of
+LIFE_S = 900.0  # as long as an agent lets it run: also where that agent is gone
 REPORT_WITHIN_S = 5.0
 ALONE_WITHIN_S = 1.0
 

@@ -7,9 +7,10 @@ until their transaction has ended, and at most for a day.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from pathlib import Path
 import math
+from pathlib import Path
 
 from instar.core.errors import InstarError
 from instar.core.journal import Reason
@@ -18,7 +19,7 @@ from instar.engine.journal import Journals
 from instar.host import trials
 from instar.host.clock import Clock
 from instar.host.files import remove_tree
-from instar.host.incoming import COMPLETE, Incoming, Parcel
+from instar.host.incoming import COMPLETE, DAY_S, Incoming, Parcel
 from instar.host.layout import Layout
 from instar.targets.line import LOCK_WAIT_S, LineTarget
 from instar.updater.orders import Orders
@@ -79,8 +80,9 @@ def tidy_parcels(
 def _drop_old(folder: Path, now_wall: float) -> None:
     """What a recovery core has left that was killed and never came again."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if now_wall - path.lstat().st_mtime > DAY_S:
-            remove_tree(path)
+        with contextlib.suppress(FileNotFoundError):  # a core works there at this very moment
+            if now_wall - path.lstat().st_mtime > DAY_S:
+                remove_tree(path)
 
 
 def _waits(wish: Wish, targets: Targets) -> bool:

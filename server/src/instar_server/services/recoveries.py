@@ -52,7 +52,10 @@ log = logging.getLogger(__name__)
 LINES = ("agent", "updater")
 TICK_S = 1.0
 SILENCE_S = 1000.0  # a little longer than a node lets a core run
-BACK_S = 15.0  # how long a beacon may be back before its core, of which nothing is heard, counts as ended
+BACK_S = (
+    15.0  # how long a node may be back while nothing is heard of its core: a beacon's counts as ended then
+)
+STILL_RUNS = "recovery-running"  # what an agent says of a core that one before it started
 MOST_AWAY_S = 3600.0  # a recovery whose node is away for longer is forgotten
 MOST_TRIES = 5  # of an operator's: somebody waits for it
 MOST_AT_ONCE = 1000  # recoveries of all kinds but an operator's
@@ -79,7 +82,7 @@ class _Recovery:
     heard: float
     state: State = State.SENDING
     process: tuple[str, int] = ("", 0)  # of the beacon that was told
-    back: float = 0.0  # when another beacon than that one came
+    back: float = 0.0  # when another beacon than that one came, or an agent
     tries: int = 0
     due: float = 0.0
     confirmed: set[str] = field(default_factory=set)
@@ -297,6 +300,8 @@ class Recovering:
             note(recovery.view, phase="downloaded", percent=100.0, text="")
             text = f"{recovery.release.version} was fetched: {said.sha384[:12]}"
             self._start(self._note(recovery, "downloaded", "", text))
+        elif not said.ok and said.code == STILL_RUNS:
+            recovery.back = self._now()
         else:
             self._end(recovery, said.ok, said.code[:64], said.text[:2000])
 
@@ -319,6 +324,8 @@ class Recovering:
         recovery = self._open.get(node)
         if recovery is not None and recovery.state is State.RESTING:
             self._wake.set()
+        elif recovery is not None and recovery.state is State.INSTALLING:
+            recovery.back = self._now()  # it may know nothing of its core, which may be gone as well
 
     def _event(self, message: Message) -> None:
         """What a node's updater tells of its transactions. Beside a beacon it may be old."""
@@ -414,7 +421,10 @@ class Recovering:
 
     def _look_after(self, recovery: _Recovery, now: float) -> None:
         if recovery.back and now - recovery.back > BACK_S:
-            self._end(recovery, False, "beacon-is-back", "the core has ended without a word")
+            if self._parts.presence.beacon(recovery.node):
+                self._end(recovery, False, "beacon-is-back", "the core has ended without a word")
+            else:
+                self._send(recovery)  # told again: an agent whose core still runs says so
         elif now - recovery.heard > SILENCE_S:
             ok = self._runs_everywhere(recovery)
             text = "the node runs it" if ok else f"nothing was heard of it for {SILENCE_S:g} s"
