@@ -374,7 +374,10 @@ async def test_a_second_agent_starts_no_second_core(ward: Ward, server: Server) 
     ward.connection.over.set()
     await ward.place.start()
     ward.connection = await server.connection()
+    file = ward.state / "run/recovery/core.pyz"
+    before = file.stat().st_ino
     assert (await ward.recover(replace(ORDER, id="r-2"))).code == "recovery-running"
+    assert file.stat().st_ino == before  # the one that runs reads its own file yet
     await until_gone(core["pid"])
     assert (ward.state / "done").exists()
     ward.act(ended=GOOD)

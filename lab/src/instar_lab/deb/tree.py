@@ -123,7 +123,7 @@ def _make_folder(top: Path, folder: Path) -> None:
 def _dpkg_deb(top: Path, path: Path, epoch: int) -> None:
     # One thread: the blocks that xz makes of a file hang on how many there are.
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "DPKG_DEB_THREADS_MAX": "1"}
-    words = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(top), str(path)]
+    words = ["dpkg-deb", "--root-owner-group", "-Zxz", "-z2", "--build", str(top), str(path)]
     try:
         done = subprocess.run(
             words, env=environment, capture_output=True, text=True, timeout=BUILD_S, check=False

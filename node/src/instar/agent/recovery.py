@@ -86,6 +86,7 @@ class Recovery:
         self._send(AgentUpdateProgress(order.id, "verify"))
         layout = self._layout
         programs = [p for p in (layout.launcher, self._program.path) if p.exists()]
+        await aside(lambda: rescue.check_idle(layout, self._clock))
         core, file = await aside(lambda: rescue.prepare(layout, order, programs, pin, self._server))
         log.warning("recovery %s: starting the core %s", ascii(order.id)[:80], order.core[:12])
         self._send(AgentUpdateProgress(order.id, "start"))

@@ -231,6 +231,17 @@ def check_none_runs(layout: Layout, clock: Clock) -> bool:
     return own_unit
 
 
+def check_idle(layout: Layout, clock: Clock) -> bool:
+    """See that no core runs, before anything of it is touched: it reads its own file while it works.
+
+    Returns whether one would run in a unit of its own. Raises MachineError `recovery-running`.
+    """
+    own_unit = RUNNING_SYSTEMD.is_dir() and in_unit(Path("/proc/self"), "agent") is not None
+    if is_running(layout, clock, own_unit):
+        raise MachineError("recovery-running", "cannot recover: a recovery core runs already")
+    return own_unit
+
+
 def _spawn(words: list[str], own_unit: bool) -> Core:
     ends = [os.pipe2(os.O_CLOEXEC) for _ in ("stdout", "stderr")]
     try:
