@@ -208,6 +208,25 @@ def test_a_node_that_was_there_before_the_package_keeps_its_units(packaged: Pack
 
 
 @pytest.mark.os
+def test_a_unit_that_an_administrator_has_replaced_stays(packaged: PackagedNode) -> None:
+    node = packaged
+    node.install_package(OLD)
+    root = node.container.root
+    unit = (root / PACKAGE_UNITS.lstrip("/") / AGENT).read_text().replace("=Instar agent", "=My agent")
+    own = root / WANTS.lstrip("/") / AGENT
+    own.write_text(unit)
+    node.enrol(OLD)
+    node.connected()
+    assert node.container.property(AGENT, "Description") == "My agent"
+    assert own.read_text() == unit
+    node.dpkg("--remove", "instar")
+    assert node.residents() == []
+    node.dpkg("--purge", "instar")
+    assert not node.layout.state.exists()
+    assert own.read_text() == unit
+
+
+@pytest.mark.os
 def test_server_package(container: Container, tmp_path: Path) -> None:
     """Its user, its data, a start, a reboot, an upgrade, and what a removal and a purge leave."""
     package = server_package("1.0.0", tmp_path)

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instar.agent.store import MOST_HELD, DiskStore, MemoryStore, Store, check_job_id
+from instar.agent.lanes import Entry, Lane
+from instar.agent.store import MOST_HELD, DiskStore, MemoryStore, check_job_id
 from instar.core.backoff import Backoff
 from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable
 from instar.host.clock import Clock
@@ -27,7 +28,7 @@ from instar.wire.messages import Job, Message, Result, Taken
 if TYPE_CHECKING:
     from instar.agent.runners import Runners
     from instar.agent.running import Services
-    from instar.agent.shelf import Module, Shelf
+    from instar.agent.shelf import Shelf
     from instar.host.scratch import Scratch
 
 PLACES = 4
@@ -40,33 +41,6 @@ END_WITHIN_S = 7.0  # for runs that were killed
 
 log = logging.getLogger("instar.agent")
 Send = Callable[[Message], bool]  # False when there is no connection; a result is sent again later
-
-
-class Entry:
-    """A job that has not ended. `lapse_at` is boot time, None: never. `stop` is done to end its run."""
-
-    def __init__(self, job: Job, lapse_at: float | None) -> None:
-        self.job, self.lapse_at = job, lapse_at
-        self.stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.module: Module | None = None
-        self.fetch: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-
-    def let_go(self) -> None:
-        """It waits no longer, for its lapse or its module."""
-        if self.timer is not None:
-            self.timer.cancel()
-        if self.fetch is not None and self.fetch is not asyncio.current_task():
-            self.fetch.cancel()
-
-
-class Lane:
-    """One store, and what waits and runs of it, in the order of arrival."""
-
-    def __init__(self, store: Store, places: int) -> None:
-        self.store, self.places = store, places
-        self.waiting: dict[str, Entry] = {}
-        self.running: dict[str, Entry] = {}
 
 
 class Jobs:

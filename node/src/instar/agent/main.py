@@ -202,7 +202,8 @@ def _wire_updates(layout: Layout, program: Program, node: Node, clock: Clock, ag
     def recovery() -> Recovery:
         from instar.agent.recovery import Recovery
 
-        return Recovery(layout, program, f"https://{node.server}", clock, agent.channel.send)
+        server, send = f"https://{node.server}", agent.channel.send
+        return Recovery(layout, program, server, clock, send, over=agent.recovered)
 
     agent.native, agent.recovery = Late(native), Late(recovery)
 

@@ -107,7 +107,9 @@ class Native:
         self._busy = ""  # the id of the offer that is being answered, received or checked
         self._transfer: Transfer | None = None  # while blocks may come
         self._left = asyncio.Event()  # the connection of `_busy` is gone, or the server begins anew
-        self._over: str | None = None  # the id of the last one that failed: blocks of it may still be under way
+        self._over: str | None = (
+            None  # the id of the last one that failed: blocks of it may still be under way
+        )
 
     # --- what the channel hands in; none of it blocks
 

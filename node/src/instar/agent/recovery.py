@@ -42,9 +42,11 @@ class Recovery:
         clock: Clock,
         send: Callable[[Message], bool],
         within_s: float = rescue.WITHIN_S,
+        over: Callable[[], None] = lambda: None,
     ) -> None:
+        """`over` is called when a core has ended, well or not: it has had the updater's place meanwhile."""
         self._layout, self._program, self._server, self._clock = layout, program, server, clock
-        self._send, self._within_s = send, within_s
+        self._send, self._within_s, self._over = send, within_s, over
         self._order: tuple[AgentUpdate, str] | None = None
         self._ordered = asyncio.Event()
 
@@ -91,7 +93,15 @@ class Recovery:
         log.warning("recovery %s: starting the core %s", ascii(order.id)[:80], order.core[:12])
         self._send(AgentUpdateProgress(order.id, "start"))
         running = await aside(lambda: rescue.start(layout, core, file, self._clock, self._within_s))
-        return await _Running(order.id, running, self._send).follow(self._within_s)
+        over = True
+        try:
+            return await _Running(order.id, running, self._send).follow(self._within_s)
+        except asyncio.CancelledError:
+            over = False  # we are stopped, most likely by the core, which needs no updater beside it
+            raise
+        finally:
+            if over:
+                self._over()
 
 
 class _Running:

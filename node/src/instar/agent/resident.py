@@ -158,6 +158,10 @@ class Resident:
         if line in LINES:
             self._waker.wake()
 
+    def recovered(self) -> None:
+        """A recovery core has ended; if it was killed, the updater goes on with what it has left."""
+        self._waker.wake()
+
     def modules_changed(self) -> None:
         """Tell the server at once, but not each of many changes in a row."""
         if not self._telling:

@@ -32,6 +32,9 @@ SOCKET, API_SOCKET, TIMER = "instar-updater.socket", "instar-updater-api.socket"
 TRIGGERS = (SOCKET, TIMER)
 ENABLED = (*TRIGGERS, UPDATER, AGENT)
 DROP_IN = "instar.conf"
+MADE_BY = (
+    "# Made by `instar install`; `instar uninstall` removes it.\n"  # an administrator's own has no such line
+)
 
 
 def systemd_runs() -> bool:
@@ -40,7 +43,15 @@ def systemd_runs() -> bool:
 
 def packaged(layout: Layout, folder: Path = FOLDER, packages: Path = PACKAGED) -> bool:
     """Whether this node has the package's units. One that was installed before the package keeps its own."""
-    return layout.state == PACKAGED_STATE and (packages / AGENT).exists() and not (folder / AGENT).exists()
+    return layout.state == PACKAGED_STATE and (packages / AGENT).exists() and not _is_made(folder / AGENT)
+
+
+def _is_made(path: Path) -> bool:
+    """Whether a unit file is one that `instar install` wrote."""
+    try:
+        return path.read_text().startswith(MADE_BY)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def loadable(folder: Path = FOLDER, packages: Path = PACKAGED) -> bool:
@@ -50,8 +61,9 @@ def loadable(folder: Path = FOLDER, packages: Path = PACKAGED) -> bool:
 
 def installed(folder: Path = FOLDER, packages: Path = PACKAGED, state: Path = PACKAGED_STATE) -> bool:
     """Whether a node of this machine has units already; there can be one."""
-    if any((folder / name).exists() for name in UNITS):
-        return True
+    for name in UNITS:  # what an administrator has put in the place of a packaged one is no node's
+        if _is_made(folder / name) or ((folder / name).exists() and not (packages / name).exists()):
+            return True
     try:
         manager = json.loads((state / "service.json").read_bytes())["manager"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -66,7 +78,7 @@ def write_units(layout: Layout, folder: Path = FOLDER) -> str:
     if not packaged(layout, folder):
         for name, text in filled(layout).items():
             if name != API_SOCKET:
-                write_atomic(folder / name, text.encode())
+                write_atomic(folder / name, f"{MADE_BY}{text}".encode())
     _place_api(layout, folder)
     _systemctl("daemon-reload")
     _systemctl("enable", *ENABLED)
@@ -136,7 +148,8 @@ def _place_api(layout: Layout, folder: Path) -> bool:
     if packaged(layout, folder):
         other = api not in ("", Settings().updater.api)
         return _place_drop_in(API_DROP_IN.format(api=api) if other else "", folder)
-    return _place(folder / API_SOCKET, API.format(api=api, enrolled=_enrolled(layout)) if api else "")
+    text = MADE_BY + API.format(api=api, enrolled=_enrolled(layout)) if api else ""
+    return _place(folder / API_SOCKET, text)
 
 
 def _place_drop_in(text: str, folder: Path) -> bool:
@@ -191,7 +204,8 @@ def remove_units(folder: Path = FOLDER) -> None:
         with contextlib.suppress(MachineError):  # it complains of units that are not loaded
             _systemctl("reset-failed", *present)
     for name in UNITS:
-        remove(folder / name)
+        if _is_made(folder / name):
+            remove(folder / name)
         for wants in folder.glob("*.wants"):  # where the package went before its node, links are left
             remove(wants / name)
     _place_drop_in("", folder)

@@ -86,9 +86,8 @@ def prepare(
 
     `programs` are asked in turn whether the core is signed, until one can tell. `pin` is the SHA-256 of the
     channel's server certificate, `server` its address, https://host:port. Raises MachineError (`no-core`,
-    `cannot-verify`, `recovery-running`, …) or TrustError; then there is no core to run.
+    `cannot-verify`, …) or TrustError; then there is no core to run.
     """
-    check_none_runs(layout, Clock())  # its files must not change below it
     parcel = Incoming(layout.incoming).of_sha384(order.core)
     if parcel is None or parcel.kind != "recovery":
         raise MachineError("no-core", f"cannot recover: the core {order.core[:12]} is not on this node")
@@ -212,7 +211,7 @@ class Core:
 
 def start(layout: Layout, core: Path, order: Path, clock: Clock, within_s: float = WITHIN_S) -> Core:
     """Run `core`. Raises MachineError `recovery-running` while another one runs, or `cannot-run`."""
-    own_unit = check_none_runs(layout, clock)
+    own_unit = check_idle(layout, clock)
     words = [sys.executable, *FLAGS, str(core), "--state", str(layout.state), "--order", str(order)]
     running = _spawn(_as_unit(words, within_s) if own_unit else words, own_unit)
     reach("recovery:started")
@@ -221,14 +220,6 @@ def start(layout: Layout, core: Path, order: Path, clock: Clock, within_s: float
         with contextlib.suppress(MachineError):  # a full disk must not stop a recovery
             processes.record(layout.process(ROLE), processes.Process(running.pid, started, clock.boot_id()))
     return running
-
-
-def check_none_runs(layout: Layout, clock: Clock) -> bool:
-    """Whether a core gets a unit of its own here. Raises MachineError `recovery-running`."""
-    own_unit = RUNNING_SYSTEMD.is_dir() and in_unit(Path("/proc/self"), "agent") is not None
-    if is_running(layout, clock, own_unit):
-        raise MachineError("recovery-running", "cannot recover: a recovery core runs already")
-    return own_unit
 
 
 def check_idle(layout: Layout, clock: Clock) -> bool:

@@ -7,8 +7,10 @@ stable code. What this process itself was loaded from says what it can load, so 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+from functools import cache
 from typing import NamedTuple
 
 from instar.core.errors import InputError
@@ -48,12 +50,20 @@ def check_library(path: str) -> None:
         raise InputError("wrong-machine", text)
 
 
+@cache
 def own_kind() -> Kind | None:
     """What this process is; None where /proc does not tell, and then the loader decides."""
     try:
         return read_kind(OWN)
     except (OSError, InputError):
         return None
+
+
+def warm_up() -> None:
+    """Read a file as `check_library` reads one; its answer does not matter."""
+    own_kind()
+    with contextlib.suppress(OSError, InputError):
+        read_kind(OWN, library=True)
 
 
 def read_kind(path: str, library: bool = False) -> Kind:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import sys
+import struct
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
@@ -26,6 +26,7 @@ from instar.runner.adapt import FUNCTIONS, adapt
 from instar.runner.border import leave, tell
 from instar.runner.calls import Calls
 from instar.runner.elf import check_library
+from instar.runner.elf import warm_up as warm_elf
 from instar.runner.kinds import ModuleSpec
 from instar.runner.wrong import BAD_POINTER, Wrong
 
@@ -153,6 +154,14 @@ def warm_up() -> None:
     memory.text(ctypes.addressof(probe), 2)
     kept = [kind(lambda *_: 0) for _, kind in _PROTOTYPES]
     HostStruct(HOST_MAGIC, ABI, ctypes.sizeof(HostStruct), 0, None, *kept)
+    warm_elf()
+    descriptor = ModuleStruct(MODULE_MAGIC, ABI, ctypes.sizeof(ModuleStruct))
+    described = _describe(memory, ctypes.addressof(descriptor))
+    calls = Calls(Context("x", "0", lambda _: None, "", "", {}), (), False, _leave)
+    module = NativeModule(None, described, calls, memory)
+    calls.begin({})
+    calls.raise_mistake()
+    del module
 
 
 def load(module: ModuleSpec, context: Context) -> NativeModule:
@@ -193,7 +202,7 @@ def _leave(error: InstarError) -> NoReturn:
 def _describe(memory: OwnMemory, at: int) -> ModuleStruct:
     """A copy of the descriptor: what a later version added is left out, what an older one lacks is zero."""
     try:
-        magic, abi, size, _ = (int.from_bytes(memory.read(at + 4 * n, 4), sys.byteorder) for n in range(4))
+        magic, abi, size, _ = struct.unpack("=4I", memory.read(at, 16))
         if magic != MODULE_MAGIC:
             text = f"cannot load the module: expected the magic number {MODULE_MAGIC:#x}, got {magic:#x}"
             raise InputError("wrong-magic", text)
