@@ -13,6 +13,7 @@ from types import TracebackType
 
 from instar.core.errors import MachineError
 from instar_lab import machine
+from instar_lab.container.room import Room
 from instar_lab.container.tree import SYSTEMD, Recipe, made_tree
 
 BOOT_S = 30.0
@@ -25,6 +26,8 @@ NSPAWN = (
     "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--console=pipe", "--link-journal=no",
     "--timezone=off", "--resolv-conf=off",
 )  # fmt: skip
+# The first so many files are cgroup.procs to enter, the rest is the command.
+ENTER = 'n=$1; shift; while [ "$n" -gt 0 ]; do echo $$ > "$1"; shift; n=$((n - 1)); done; exec "$@"'
 
 
 def why_not(cache: Path, recipe: Recipe = SYSTEMD) -> str:
@@ -66,6 +69,7 @@ class Container:
         self._layer = folder / "layer"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
+        self._room: Room | None = None
 
     def __enter__(self) -> Container:
         try:
@@ -91,6 +95,8 @@ class Container:
         how = ["--as-pid2", "--", *self.first] if self.first else ["--boot"]
         shown = [f"--bind-ro={path}" for path in self.shown]
         words = ["setpriv", "--pdeathsig", "KILL", *NSPAWN, f"--directory={self.root}", *shown, *how]
+        self._room = self._room or Room()
+        words = ["sh", "-c", ENTER, "sh", str(len(self._room.entrances)), *self._room.entrances, *words]
         with self.console.open("ab") as console:
             self._nspawn = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         machine.wait_for(
@@ -137,6 +143,8 @@ class Container:
         try:
             self.cut_power()
         finally:
+            if self._room is not None:
+                self._room.remove()
             for mounted in (self.root, self._layer):
                 if mounted.is_mount():
                     _call("umount", str(mounted))

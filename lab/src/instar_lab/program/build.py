@@ -29,7 +29,7 @@ from instar_lab.program import canonical
 INTERPRETER = b"#!/usr/bin/env python3\n"
 LIBRARIES = ("securesystemslib", "tuf")
 
-# Parts of the libraries that no entry point imports on a node: other transports, the repository side, tests.
+# What no entry point imports on a node: other transports, the repository side, tests.
 LEFT_OUT = (
     "securesystemslib/_vendor/ed25519/science.py",
     "securesystemslib/_vendor/ed25519/test_ed25519.py",
@@ -39,6 +39,7 @@ LEFT_OUT = (
     "tuf/ngclient/urllib3_fetcher.py",
     "tuf/repository/",
 )
+RESCUE = "instar/rescue/"  # the recovery core's own, which is a program apart (instar_lab.program.recovery)
 
 MAIN = """\
 import sys
@@ -95,7 +96,8 @@ def build(version: str, *, wrap: str | None = None, built: str | None = None) ->
     `stated_date` says. Raises InputError for a version or date that is none.
     """
     check_version(version)
-    sources: dict[str, bytes] = package_sources("instar")
+    ours = package_sources("instar")
+    sources = {name: source for name, source in ours.items() if not name.startswith(RESCUE)}
     sources["instar/version.py"] = version_file(version, built)
     for library in LIBRARIES:
         sources |= package_sources(library)
