@@ -10,6 +10,7 @@ import typer
 
 from instar_server import VERSION
 from instar_server.ctl import (
+    bundle,
     fleet,
     jobs,
     keys,
@@ -71,6 +72,7 @@ modules.app.command("list")(fleet.list_modules)
 app.add_typer(modules.app, name="module", help=words.MODULE, epilog=words.EXAMPLES["module"])
 app.add_typer(fleet.releases, name="releases", help="Published releases.")
 app.add_typer(release.app, name="release")
+app.add_typer(bundle.app, name="bundle", help=words.BUNDLE, epilog=words.EXAMPLES["bundle"])
 app.add_typer(keys.app, name="keys")
 app.add_typer(fleet.trust, name="trust", help=words.TRUST)
 app.add_typer(operators.app, name="operator", help=words.OPERATOR, epilog=words.EXAMPLES["operator"])

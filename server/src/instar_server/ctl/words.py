@@ -67,6 +67,9 @@ A one-shot module is run by 'job run'. A service module stays on a node: 'want -
 a trial as for a release, and 'unwant --module' takes it away; 'job run' asks it a question.
 """)
 
+BUNDLE = flow("""System bundles: a root image and a kernel image in one file, for nodes with two slots. Works offline.
+""")
+
 NODES = flow("""Nodes: what they run, how they are, what happened.
 
 A node is connected, offline, never-seen (enrolled, and nothing since), revoked, or a beacon: no release runs
@@ -141,6 +144,11 @@ EXAMPLES = {
         "$ instarctl module list",
         "$ instarctl module pack modules/inventory --out dist",
         "$ instarctl want --group web --module inventory --version 1.0.0",
+    ),
+    "bundle": steps(
+        "$ instarctl bundle build --root root.img --kernel kernel.efi --name web --version 1.1.0 "
+        "--compatible board-7",
+        "$ instarctl bundle show web-1.1.0.bundle",
     ),
     "tokens": steps("$ instarctl tokens create --group web --uses 10 --lifetime 12h --label 'rack 4'"),
     "operator": steps("$ instarctl operator issue ada --out ada --lifetime 7d"),
