@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -69,6 +69,8 @@ def _check(operation: Any, mode: GenerationMode, token: str) -> None:
         suppress_health_check=list(HealthCheck),
     )
     def check(case: schemathesis.Case) -> None:
+        # Of these nothing is left in a URL: the request that goes out is a good one.
+        assume(not any(value in ([], {}, None) for value in (case.query or {}).values()))
         excluded = [positive_data_acceptance] if (case.method, case.path) in SAY_NO else []
         case.call_and_validate(headers={"Authorization": f"Bearer {token}"}, excluded_checks=excluded)
 
