@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from instar.host.layout import Layout
 from instar.host.program import Program
 from instar.wire.codec import decode, encode
-from instar.wire.messages import Hello, Message, Welcome
+from instar.wire.messages import Hello, Message, Refused, Welcome
 
 NODE = "n-0123456789abcdef"
 VERSION = "1.2.3"
@@ -140,6 +140,8 @@ class Server:
         self.reject: tuple[int, dict[str, Any], dict[str, str]] | None = None
         self.attempts: list[float] = []
         self.renewals: list[dict[str, Any]] = []
+        self.renews = True
+        self.lapsed = 0  # channels that were refused for it
         self.port = 0
         self._runner: web.AppRunner | None = None
 
@@ -154,6 +156,7 @@ class Server:
         context.load_cert_chain(pair)
         context.load_verify_locations(folder / "server-ca.pem")
         context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= 0x200000  # as at the real one: the times are looked at later
         app = web.Application()
         app.router.add_get("/v1/channel", self._channel)
         app.router.add_post("/v1/renew", self._renew)
@@ -181,6 +184,12 @@ class Server:
         await socket.prepare(request)
         hello = decode((await socket.receive(timeout=WITHIN_S)).data)
         assert isinstance(hello, Hello)
+        assert request.transport is not None
+        shown = request.transport.get_extra_info("peercert")
+        if ssl.cert_time_to_seconds(shown["notAfter"]) < time.time():
+            self.lapsed += 1
+            await socket.send_str(encode(Refused("certificate-expired", "it has run out", 1.0)))
+            return socket
         connection = Connection(socket, hello, dict(request.headers))
         if self.welcome is not None:
             await connection.send(self.welcome)
@@ -191,6 +200,8 @@ class Server:
     async def _renew(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.renewals.append(body)
+        if not self.renews:
+            return web.json_response({"error": {"code": "busy", "message": "not now"}}, status=503)
         csr = x509.load_pem_x509_csr(body["csr"].encode())
         certificate = self.authority.certify(csr.public_key(), node_names())
         return web.json_response({"v": 1, "certificate": certificate.decode()})

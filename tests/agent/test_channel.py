@@ -260,6 +260,7 @@ async def test_lapsed_certificate_does_not_stop_the_start(place: Place, server: 
     certificate, key = place.authority.issue([], life_s=10, age_s=3600)
     place.layout.certificate.write_bytes(certificate)
     place.layout.key.write_bytes(key)
+    server.renews = False
     agent = await place.start()
     await agent.until_said("next try in")
     assert (await place.ask({"v": 1, "do": "status"}))["connected"] is False

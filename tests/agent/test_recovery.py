@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from instar.agent.recovery import Recovery
-from instar.host import processes
+from instar.core.errors import TrustError
+from instar.host import processes, rescue
 from instar.host.clock import Clock
 from instar.host.incoming import Incoming
+from instar.host.locks import RoleLock
 from instar.wire.codec import decode
 from instar.wire.messages import (
     AgentUpdate,
@@ -311,7 +313,7 @@ async def test_what_is_not_signed_does_not_run(ward: Ward, case: str) -> None:
     ended = await ward.recover()
     assert (ended.ok, ended.code) == (False, case.partition(",")[0])
     assert not (ward.state / "core.said").exists()
-    assert not (ward.state / "run/recovery/core.pyz").exists()
+    assert cores(ward) == []
     ward.signed(signed())
     assert (await ward.recover(replace(ORDER, id="r-2"))).ok
 
@@ -374,7 +376,7 @@ async def test_a_second_agent_starts_no_second_core(ward: Ward, server: Server) 
     ward.connection.over.set()
     await ward.place.start()
     ward.connection = await server.connection()
-    file = ward.state / "run/recovery/core.pyz"
+    (file,) = (ward.state / "run/recovery").glob("core*")
     before = file.stat().st_ctime_ns
     assert (await ward.recover(replace(ORDER, id="r-2"))).code == "recovery-running"
     assert file.stat().st_ctime_ns == before  # the one that runs reads its own file yet
@@ -382,6 +384,61 @@ async def test_a_second_agent_starts_no_second_core(ward: Ward, server: Server) 
     assert (ward.state / "done").exists()
     ward.act(ended=GOOD)
     assert (await ward.recover(replace(ORDER, id="r-3"))).ok
+
+
+def cores(ward: Ward) -> list[str]:
+    return sorted(path.name for path in (ward.state / "run/recovery").glob("core*"))
+
+
+async def test_one_that_no_record_names_is_known_by_its_lock(ward: Ward) -> None:
+    """Whoever started it was killed before it wrote the record."""
+    ward.act(ended=GOOD)
+    with RoleLock(ward.place.layout.role_lock("rescue")) as lock:
+        lock.acquire(1.0)
+        assert (await ward.recover()).code == "recovery-running"
+        assert rescue.is_running(ward.place.layout, Clock())
+        assert not (ward.state / "core.said").exists()
+    assert (await ward.recover(replace(ORDER, id="r-2"))).ok
+
+
+async def test_each_core_has_a_file_of_its_own(ward: Ward, server: Server) -> None:
+    """A second one that gets ready leaves that of the first; the first goes when the second is started."""
+    ward.act(ended=GOOD)
+    assert (await ward.recover()).ok
+    first = cores(ward)
+    assert first == [f"core-{hashlib.sha256(ARCHIVE).hexdigest()[:12]}.pyz"]
+    archive = zipapp(CORE + "# another\n")
+    whole = parcel(archive, kind="recovery")
+    wanted = offer(whole, id="u-2", line="recovery", target=TARGET, block=65_536)
+    assert (await transfer(ward.connection, wanted, whole)).state == "received"
+    order = replace(ORDER, id="r-2", core=hashlib.sha384(whole).hexdigest())
+    layout = ward.place.layout
+    ward.signed(signed())
+    with pytest.raises(TrustError):  # signed is the first
+        rescue.prepare(layout, order, [layout.launcher], "00" * 32, "https://127.0.0.1:1")
+    assert cores(ward) == first
+    ward.signed(signed(archive))
+    rescue.prepare(layout, order, [layout.launcher], "00" * 32, "https://127.0.0.1:1")
+    second = f"core-{hashlib.sha256(archive).hexdigest()[:12]}.pyz"
+    assert cores(ward) == sorted([*first, second])
+    assert (await ward.recover(order)).ok
+    assert cores(ward) == [second]
+
+
+@pytest.mark.parametrize(
+    ("does", "runs"),
+    [("echo active", True), ("echo deactivating; exit 3", True), ("echo inactive; exit 3", False),
+     ("echo inactive; exit 4", False), ("exec sleep 30", True), ("echo no bus >&2; exit 1", False),
+     ("test -e $0.asked && { echo active; exit 0; }; : > $0.asked; exit 1", True)],
+)  # fmt: skip
+def test_what_systemd_says_of_a_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, runs: bool
+) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\n{does}\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert rescue.unit_runs(within_s=2.0) is runs
 
 
 async def test_one_that_does_not_end_is_killed_with_all_it_started(ward: Ward) -> None:

@@ -14,6 +14,7 @@ from instar.core.errors import InputError, MachineError
 from instar.host.files import Disk
 from instar.host.layout import Layout
 from instar.oneshot.renew import put_pair
+from instar.wire.messages import Refused, Welcome
 from tests.agent.fleet import Authority, Place, Server, node_names
 
 
@@ -130,6 +131,48 @@ async def test_the_agent_renews_in_time_and_uses_the_new_one(place: Place, serve
     assert fits(place.layout) != certificate
     await connection.cut()
     await server.connection()  # with the new pair
+
+
+async def test_a_lapsed_certificate_is_renewed_before_the_channel_is_tried(
+    place: Place, server: Server
+) -> None:
+    """It was off for over a month."""
+    put(place, life_s=30 * 86_400, age_s=40 * 86_400)
+    agent = await place.start()
+    await server.connection()
+    assert (len(server.renewals), len(server.attempts), server.lapsed) == (1, 1, 0)
+    assert "the certificate was renewed" in agent.said()
+
+
+async def test_a_lapsed_certificate_is_tried_again_soon(place: Place, server: Server) -> None:
+    put(place, life_s=30 * 86_400, age_s=40 * 86_400)
+    server.renews = False
+    agent = await place.start()
+    await agent.until_said("(certificate-expired)")  # the channel was tried all the same
+    assert (len(server.renewals), server.lapsed) == (1, 1)
+    server.renews = True
+    await server.connection(45.0)
+    assert (len(server.renewals), server.lapsed) == (2, 1)
+
+
+async def test_the_servers_word_that_it_has_lapsed_counts(place: Place, server: Server) -> None:
+    """The clock of a machine without a battery stands where it was when that went off."""
+    server.welcome = None
+    agent = await place.start()
+    connection = await server.connection()
+    assert not server.renewals
+    server.welcome = Welcome(1, "test", ping_s=5.0, health_s=30.0)
+    await connection.send(Refused("certificate-expired", "it has run out", 1.0))
+    await agent.until_said("the certificate was renewed")
+    connection.over.set()
+    await server.connection()
+
+
+def put(place: Place, life_s: float, age_s: float) -> None:
+    """Give the node a certificate of this age."""
+    certificate, key = place.authority.issue(node_names(), life_s=life_s, age_s=age_s)
+    place.layout.certificate.write_bytes(certificate)
+    place.layout.key.write_bytes(key)
 
 
 async def test_a_failed_renewal_is_said_and_changes_nothing(place: Place, server: Server) -> None:

@@ -642,3 +642,52 @@ def test_any_order_of_calls(tmp_path_factory: pytest.TempPathFactory, script: li
             assert not incoming.part(sha384).exists()
             receiving = incoming.open(wanted)
     receiving.close()
+
+
+def test_what_an_open_transaction_needs_is_never_put_out(incoming: Incoming) -> None:
+    first = incoming.store(io.BytesIO(WHOLE), SHA384)
+    incoming.need(first)
+    os.utime(first.folder, (1.0, 1.0))  # the oldest
+    for number in (1, 2):
+        data, sha384 = another(number)
+        incoming.store(io.BytesIO(data), sha384)
+    assert {parcel.digest for parcel in incoming.complete()} == {DIGEST, f"{2:096x}"}
+    second = incoming.find("agent", f"{2:096x}")
+    assert second is not None
+    incoming.need(second)
+    before = names(incoming)
+    data, sha384 = another(3)
+    with pytest.raises(MachineError) as caught:
+        incoming.store(io.BytesIO(data), sha384)
+    assert caught.value.code == "no-space"
+    with pytest.raises(MachineError) as caught:
+        receive(incoming.open(offer(data, digest=f"{3:096x}")), data)
+    assert caught.value.code == "no-space"
+    assert names(incoming) == before
+    incoming.store(io.BytesIO(WHOLE), SHA384)  # the same again is no other
+    incoming.release(second)
+    incoming.store(io.BytesIO(data), sha384)
+    assert {parcel.digest for parcel in incoming.complete()} == {DIGEST, f"{3:096x}"}
+
+
+def test_what_another_writer_is_about_to_bring_is_left_alone(incoming: Incoming) -> None:
+    receive(incoming.open(offer(WHOLE)), WHOLE, 2)
+    part = incoming.part(SHA384)
+    pushed = incoming.folder / f"{'9' * 24}.push.new"
+    for number in (1, 2, 3):
+        data, sha384 = another(number)
+        incoming.store(io.BytesIO(data), sha384, "push")
+    assert part.exists()
+    assert len(incoming.complete()) == 2
+    pushed.mkdir()
+    data, _ = another(4)
+    receive(incoming.open(offer(data, digest=f"{4:096x}")), data, 1)
+    assert pushed.exists()
+    assert not part.exists(), "its own, of another offer, makes room"
+    part = next(incoming.folder.glob("*.part"))
+    pushed.rmdir()
+    os.utime(part, (1.0, 1.0))
+    os.utime(part.with_suffix(".offer.json"), (1.0, 1.0))
+    data, sha384 = another(5)
+    incoming.store(io.BytesIO(data), sha384, "push")
+    assert not part.exists(), "nobody has written to it for an hour"

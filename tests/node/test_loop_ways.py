@@ -19,7 +19,7 @@ from instar.core.journal import Begin
 from instar.core.settings import UpdaterSettings
 from instar.core.wish import Wanted, Wish, read_wanted
 from instar.host import points, trials
-from instar.host.incoming import COMPLETE, Incoming
+from instar.host.incoming import COMPLETE, NEEDED, Incoming
 from instar.host.records import read_held, read_quarantine, write_held
 from instar.updater.client import ARTIFACTS
 from instar.updater.loop import Loop
@@ -48,12 +48,13 @@ class Client:
 class World:
     def __init__(self, node: Node) -> None:
         self.node, self.client, self.follower = node, Client(node), Quiet()
-        self.orders = Orders(threading.Lock(), threading.Event())
         self.again()
         node.boot()
 
     def again(self) -> None:
         """The updater was started anew."""
+        self.orders = Orders(threading.Lock(), threading.Event(), self.node.layout.orders)
+        self.orders.recall({begin.tx for begin in self.begun})
         kit = replace(self.node.kit(), brought=self.orders.brought)
         self.loop = Loop(
             self.node.layout, self.node.clock, Targets(kit), self.client, self.follower,  # type: ignore[arg-type]
@@ -307,6 +308,43 @@ def test_progress_is_told_to_other_threads(world: World) -> None:
     assert world.orders.doing().tx == ""
 
 
+def test_an_order_does_not_wait_behind_a_push_that_waits_for_the_server(world: World) -> None:
+    world.loop.round()
+    assert world.current == world.node.new.name
+    other = build("1.2.0")
+    offer(world.node, other)
+    world.push(other)
+    world.node.server.fault = AWAY  # the rehearsal asks the server: the push stays open
+    world.loop.round()
+    assert [j.progress.begin.tx for j in world.node.journals.unfinished()] == ["tx-push"]
+    assert world.orders.under_way() == ""
+    world.orders.order_rollback("agent")
+    world.loop.round()
+    ends = {j.progress.begin.cause: j.progress for j in world.node.journals.read_all()}
+    assert ends["push"].state.value == "reverted"
+    assert ends["push"].reason is not None
+    assert ends["push"].reason.code == "superseded"
+    assert ends["rollback"].begin.version == "1.0.0", "begun although the server is away"
+    world.node.server.fault = None
+    world.loop.round()
+    assert world.current == world.node.old.name
+
+
+def test_a_push_does_not_wait_behind_another_that_waits_for_the_server(world: World) -> None:
+    world.wish(release=world.node.old.release)
+    world.push()
+    world.node.server.fault = AWAY
+    world.loop.round()
+    other = build("1.2.0")
+    offer(world.node, other)
+    world.push(other, tx="tx-2")
+    world.loop.round()
+    assert [j.progress.begin.tx for j in world.node.journals.unfinished()] == ["tx-2"]
+    world.node.server.fault = None
+    world.loop.round()
+    assert world.current == other.name
+
+
 def test_a_push_that_cannot_be_begun_is_not_forgotten(world: World) -> None:
     world.push()
     journal = world.node.layout.journal
@@ -433,11 +471,13 @@ def test_one_put_there_anew_that_fails_its_trial_gives_way_to_the_one_before(wor
     assert world.node.line.names() == [world.node.old.name]
 
 
-def test_a_damaged_release_is_fetched_even_where_releases_are_sent(world: World) -> None:
+@pytest.mark.parametrize("via", ["native", "recovery"])
+def test_a_damaged_release_is_fetched_even_where_releases_are_sent(world: World, via: str) -> None:
     world.wish(via="native")
     parcel = bring(world.node)
     world.loop.round()
     Incoming(world.node.layout.incoming).remove(parcel)
+    world.wish(via=via)
     damage(world.node, world.node.new.name)
     world.loop.round()
     assert world.node.line.is_valid(world.current)
@@ -522,3 +562,85 @@ def test_parcels_are_not_looked_at_while_one_is_pushed(world: World) -> None:
     world.orders.give_up("tx-2")
     world.loop.round()
     assert world.parcels() == 0
+
+
+def test_a_parcel_is_marked_while_its_transaction_is_open(world: World) -> None:
+    marked = world.node.layout.incoming.glob
+    world.wish(via="native")
+    bring(world.node)
+    world.node.server.fault = AWAY
+    world.loop.round()
+    assert len(list(marked(f"*/{NEEDED}"))) == 1
+    world.node.server.fault = None
+    world.loop.round()
+    assert world.current == world.node.new.name
+    world.client.away = True
+    world.loop.round()
+    assert list(marked(f"*/{NEEDED}")) == [], "also when no server says what is wanted"
+
+
+# --- orders that outlive their updater
+
+
+def test_an_order_that_was_accepted_outlives_its_updater(world: World) -> None:
+    world.wish(release=world.node.old.release)
+    world.push()
+    world.again()
+    assert world.orders.under_way() == "tx-push"
+    assert world.orders.waiting()
+    world.loop.round()
+    assert world.current == world.node.new.name
+    assert not world.node.layout.orders.exists()
+    world.orders.order_rollback("agent")
+    world.again()
+    world.loop.round()
+    assert world.current == world.node.old.name
+    assert not world.node.layout.orders.exists()
+    world.again()
+    assert not world.orders.waiting()
+    assert [begin.cause for begin in world.begun] == ["push", "rollback"]
+
+
+def test_an_order_that_was_begun_is_not_begun_again(world: World) -> None:
+    world.wish(release=world.node.old.release)
+    orders: list[Callable[[], None]] = [world.push, lambda: world.orders.order_rollback("agent")]
+    for order in orders:
+        order()
+        kept = world.node.layout.orders.read_bytes()
+        world.loop.round()
+        count = len(world.begun)
+        world.node.layout.orders.write_bytes(kept)  # killed right after the journal's first record
+        world.again()
+        assert not world.orders.waiting()
+        assert not world.node.layout.orders.exists()
+        world.loop.round()
+        assert len(world.begun) == count
+
+
+def test_an_order_that_cannot_be_carried_out_is_not_kept(world: World) -> None:
+    world.orders.order_rollback("agent")  # there is nothing to go back to: a release has gone meanwhile
+    world.loop.round()
+    assert not world.node.layout.orders.exists()
+    assert world.begun == []
+
+
+def test_a_rollback_that_cannot_be_begun_is_not_forgotten(world: World) -> None:
+    world.loop.round()
+    journal = world.node.layout.journal
+    journal.rename(journal.with_name("away"))
+    journal.write_text("")
+    world.orders.order_rollback("agent")
+    world.loop.round()
+    assert world.orders.waiting()
+    journal.unlink()
+    journal.with_name("away").rename(journal)
+    world.loop.round()
+    assert world.current == world.node.old.name
+
+
+def test_an_order_that_cannot_be_read_is_dropped(world: World) -> None:
+    for data in (b"", b"[]", b"{}", b'{"push": {"tx": 5}}', b'{"rollback": {"tx": "tx-1", "line": 7}}'):
+        world.node.layout.orders.write_bytes(data)
+        world.again()
+        assert not world.orders.waiting()
+        assert not world.node.layout.orders.exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from instar.core.errors import ServerUnreachable, TrustError
+from instar.core.errors import InstarError, MachineError, ServerUnreachable, TrustError
 from instar.core.journal import Begin
 from instar.engine.driver import drive
 from instar.engine.journal import Journal
@@ -17,6 +17,7 @@ from instar.engine.target import NotNow
 from instar.host import points
 from instar.host.incoming import Incoming, Parcel
 from instar.host.records import read_quarantine
+from instar.targets.kit import TrustedTarget
 from tests.node import parcels
 from tests.node.world import Built, Node, Quiet
 
@@ -120,21 +121,69 @@ def test_another_archive_than_the_signed_one_is_refused_and_does_not_count_again
     assert drive(begin(node, tx="tx-2"), node.target(), Quiet()).state.value == "confirmed"
 
 
-def test_metadata_that_are_not_trusted_change_nothing(node: Node) -> None:
-    bring(node)
+EXPIRED = ServerUnreachable("expired-metadata", "timestamp has expired")
+FORGED = TrustError("bad-signature", "cannot trust timestamp")
+
+
+def refuse(node: Node, fault: InstarError) -> None:
+    """What the metadata of parcels come to."""
+    trusted = node.server.trusted_target
+
+    def trusted_target(name: str, metadata: Path | None = None) -> TrustedTarget:
+        if metadata is not None:
+            raise fault
+        return trusted(name)
+
+    node.server.trusted_target = trusted_target  # type: ignore[method-assign,assignment]
+
+
+@pytest.mark.parametrize("fault", [EXPIRED, FORGED])
+def test_a_push_whose_metadata_are_of_no_use_changes_nothing(node: Node, fault: InstarError) -> None:
+    parcel = bring(node)
     node.boot()
-    target = node.target()
-
-    def refuse(name: str, metadata: Path | None = None) -> object:
-        assert metadata is not None
-        raise TrustError("bad-signature", "cannot trust timestamp")
-
-    node.server.trusted_target = refuse  # type: ignore[method-assign,assignment]
-    end = drive(begin(node), target, Quiet())
+    refuse(node, fault)
+    end = drive(begin(node, "push", "push"), node.target(), Quiet())
     assert end.reason is not None
-    assert (end.state.value, end.reason.code) == ("reverted", "bad-signature")
+    assert (end.state.value, end.reason.code) == ("reverted", fault.code)
     assert node.line.current() == node.old.name
     assert read_quarantine(node.layout.quarantine) == {}
+    assert not parcel.folder.exists()
+
+
+@pytest.mark.parametrize("fault", [EXPIRED, FORGED])
+def test_a_parcel_whose_metadata_are_of_no_use_does_not_block_its_release(
+    node: Node, fault: InstarError
+) -> None:
+    parcel = bring(node)
+    node.boot()
+    refuse(node, fault)
+    assert drive(begin(node), node.target(), Quiet()).state.value == "confirmed", "the server was asked"
+    assert node.server.served.asked == [0]
+    assert not parcel.folder.exists()
+
+
+@pytest.mark.parametrize("fault", [EXPIRED, FORGED])
+def test_another_one_is_waited_for_where_it_must_come_as_a_parcel(node: Node, fault: InstarError) -> None:
+    parcel = bring(node)
+    node.boot()
+    sound = node.server.trusted_target
+    refuse(node, fault)
+    journal = begin(node, "native")
+    with pytest.raises(NotNow) as caught:
+        drive(journal, node.target(), Quiet())
+    assert caught.value.reason.code == "waits-for-parcel"
+    assert not parcel.folder.exists()
+    node.server.trusted_target = sound  # type: ignore[method-assign]
+    bring(node)
+    assert drive(journal, node.target(), Quiet()).state.value == "confirmed"
+
+
+def test_a_fault_of_the_machine_is_not_the_parcels(node: Node) -> None:
+    parcel = bring(node)
+    node.boot()
+    refuse(node, MachineError("verify-failed", "the verify child was killed"))
+    assert drive(begin(node), node.target(), Quiet()).state.value == "reverted"
+    assert parcel.folder.exists()
 
 
 def test_progress_is_told_while_bytes_come(node: Node) -> None:

@@ -105,6 +105,23 @@ def test_a_refusal_in_an_odd_form_is_still_one(
     assert caught.value.code == code
 
 
+def test_who_is_told_that_the_certificate_has_lapsed_reads_it_anew(
+    make: Callable[..., Made], authority: Authority, tmp_path: Path
+) -> None:
+    """A process that lives for long outlives its certificate, which the agent has renewed meanwhile."""
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.ca.read_bytes())
+    body = b'{"error": {"code": "certificate-expired", "message": "renew it"}}'
+    server, transport = make(says(body, "403 Forbidden"), ca=ca)
+    for _ in range(2):
+        with pytest.raises(ServerRefused, match="renew it"):
+            transport.call("GET", "/")
+    assert server.connections == 2
+    ca.write_bytes(b"something else")
+    with pytest.raises(MachineError):
+        transport.call("GET", "/")
+
+
 def test_after_a_fault_the_next_call_works(make: Callable[..., Made]) -> None:
     answers = iter([("503 Busy", b"x"), ("200 OK", b"{}")])
 

@@ -13,14 +13,14 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
 
-from instar.core.errors import InputError
+from instar.core.errors import InputError, MachineError
 from instar.core.settings import read_settings
 from instar.host.sockets import ask as ask_line
 from instar.updater.http import openapi
@@ -367,6 +367,35 @@ def test_what_a_killed_updater_has_left_of_a_push_goes_with_the_next() -> None:
         assert host.left_over() == []
 
 
+def test_a_push_that_was_accepted_outlives_a_killed_updater() -> None:
+    parcel = Parcel(MIB)
+    with hosted() as host:
+        host.start()
+        journal, away = host.layout.journal, host.layout.journal.with_name("away")
+        journal.rename(away)
+        journal.write_text("")  # so that it cannot be begun before the kill
+        status, body = host.local(
+            "POST", "/v1/push?line=agent", body=parcel.data, Instar_SHA384=parcel.sha384
+        )
+        assert status == 202, body
+        assert host.process is not None
+        host.process.kill()
+        host.process.wait()
+        journal.unlink()
+        away.rename(journal)
+        host.start()
+        ended = updater_host.wait_for(
+            lambda: (
+                (found := host.local("GET", f"/v1/transactions/{body['tx']}"))[0] == 200
+                and found[1]["state"] == "reverted"
+            ),
+            PASSING_S,
+            host.log,
+        )
+        assert ended, "its metadata are of no use, and that is said"
+        assert not host.layout.orders.exists()
+
+
 def begin_push(parcel: Parcel, line: str = "agent", more: str = "") -> bytes:
     fields = "".join(f"{name}: {value}\r\n" for name, value in parcel.fields().items())
     return f"POST /v1/push?line={line} HTTP/1.1\r\nHost: x\r\n{fields}{more}\r\n".encode()
@@ -469,14 +498,81 @@ def test_a_body_must_come_on() -> None:
         assert late.value.code == "too-slow"
 
 
-def test_places_are_few_and_the_local_socket_has_its_own(host: Host) -> None:
+def test_strangers_keep_no_operator_out(host: Host) -> None:
+    """From the same address, and more than there are places: who came first has to go."""
+    no_operator = context(host.papers.ca, host.papers.node("n-00000000000000aa"))
     with contextlib.ExitStack() as stack:
-        kept = [stack.enter_context(contextlib.closing(host.raw())) for _ in range(4)]
-        with pytest.raises(OSError, match=r"(?i)eof|reset|closed"):
-            host.raw()
+
+        def plain() -> socket.socket:
+            made = socket.create_connection(("127.0.0.1", host.port), timeout=PASSING_S)
+            return stack.enter_context(contextlib.closing(made))
+
+        operator = stack.enter_context(contextlib.closing(host.raw()))
+        silent = [plain() for _ in range(6)]
+        waiting = [
+            stack.enter_context(contextlib.closing(no_operator.wrap_socket(plain()))) for _ in range(6)
+        ]
+        began = time.monotonic()
+        assert host.remote("GET", "/v1/health")[0] == 200
+        assert time.monotonic() - began < 4.0
+        assert silent[0].recv(1) == b""
+        assert host.local("GET", "/v1/health")[0] == 200
+        operator.sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")  # one that was there before them
+        assert operator.recv(100).startswith(b"HTTP/1.1 200 OK")
+        assert waiting
+
+
+def test_a_node_is_told_that_it_is_no_operator_before_it_asks(host: Host) -> None:
+    began = time.monotonic()
+    with contextlib.closing(host.raw(host.papers.node("n-00000000000000aa"))) as secure:
+        said = b"".join(iter(lambda: secure.recv(65_536), b""))
+        assert said.startswith(b"HTTP/1.1 403 ")
+        assert b"not-an-operator" in said
+    assert time.monotonic() - began < 5.0
+
+
+def test_operators_have_places_of_their_own(host: Host) -> None:
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(contextlib.closing(host.raw())) for _ in range(16)]
+        for each in kept:
+            each.sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert each.recv(100).startswith(b"HTTP/1.1 200 OK")
+        status, body = host.remote("GET", "/v1/health")
+        assert (status, body["error"]["code"]) == (503, "no-place")
         assert host.local("GET", "/v1/health")[0] == 200
         kept.pop().close()
         updater_host.wait_for(lambda: answers_remotely(host), PASSING_S, host.log)
+
+
+def test_a_stranger_does_not_keep_the_updater_from_leaving(tmp_path: Path) -> None:
+    operator, came, done = threading.Event(), threading.Event(), threading.Event()
+    refused: list[str] = []
+
+    def serve(connection: socket.socket, address: str, admit: Callable[[], None]) -> None:
+        came.set()
+        operator.wait(PASSING_S)
+        try:
+            admit()
+        except MachineError as error:
+            refused.append(error.code)
+        came.set()
+        done.wait(PASSING_S)
+
+    port = updater_host.free_port()
+    listener = Listener(tmp_path / "s", f"127.0.0.1:{port}", lambda connection: None, serve)
+    listener.start()
+    with socket.create_connection(("127.0.0.1", port), timeout=5.0):
+        assert came.wait(PASSING_S)
+        came.clear()
+        assert listener.leave()
+        listener.stay()
+        operator.set()
+        assert came.wait(PASSING_S)
+        assert not refused
+        assert not listener.leave()
+        done.set()
+        updater_host.wait_for(listener.leave, PASSING_S, tmp_path)
+        listener.stay()
 
 
 def answers_remotely(host: Host) -> bool:
@@ -493,7 +589,7 @@ def test_a_port_that_is_taken_is_said_once_and_tried_again(
 ) -> None:
     served = threading.Event()
 
-    def serve(connection: socket.socket, address: str) -> None:
+    def serve(*_: object) -> None:
         served.set()
 
     with socket.create_server(("127.0.0.1", 0)) as other:

@@ -87,8 +87,8 @@ def test_many_updates_with_kills_and_power_cuts(
         disturber, began = Disturber(node, chance), time.monotonic()
         disturb = disturber.cut_power if number in cuts else lambda d=disturber, w=way: d.kill_some(w)
         runs = ways.update(node, operator, way, aim, disturb)
-        how = "confirmed" if runs == aim else "went back"
-        ends[f"{way} {how}"] += 1
+        how = "confirmed" if runs == aim else f"went back: {ways.reason(node, aim)}"
+        ends[f"{way} {how.partition(':')[0]}"] += 1
         took = time.monotonic() - began
         print(
             f"{number + 1:3} {way:8} to {aim}: {how}, {took:.1f} s, {', '.join(disturber.told)}", flush=True

@@ -119,7 +119,9 @@ class Disturber:
 
 def _is(seen: machine.Seen, victim: str) -> bool:
     if victim == "core":
-        return any(word.endswith("/core.pyz") for word in seen.words) and "systemd-run" not in seen.words[0]
+        return (
+            any("/run/recovery/core-" in word for word in seen.words) and "systemd-run" not in seen.words[0]
+        )
     return plays(seen, victim)
 
 
@@ -186,6 +188,12 @@ def state(node: PackagedNode) -> str:
         entries = error
     agents = [" ".join(seen.words) for seen in node.container.processes() if plays(seen, "agent")]
     return f"history: {entries}\nagents: {agents}\nresidents: {node.residents()}"
+
+
+def reason(node: PackagedNode, version: str) -> str:
+    """Why the last try of it ended as it did."""
+    last = next(each for each in reversed(node.history()) if each["version"] == version)
+    return f"{last['reason']['code']}: {last['reason']['text']}" if last["reason"] else ""
 
 
 def transactions(node: PackagedNode) -> set[str]:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from instar.core.journal import Begin
 from instar.engine.journal import Journals
 from instar.host import trials
 from instar.host.line import Line
+from instar.host.services import by_name
+from instar.rescue.role import UpdatersRole
 from instar_lab.program import variants
 from instar_server.trust.pack import Release
 from tests.agent.fleet import Authority
@@ -323,3 +326,18 @@ async def test_killed_anywhere_the_node_comes_back(
 
 def one_sound(place: Place, builds: Builds, role: str) -> bool:
     return any(place.is_on(program, (role,)) for program in (builds.old, builds.new))
+
+
+async def test_a_hung_updater_whose_record_is_damaged_has_to_go(place: Place, builds: Builds) -> None:
+    """It answers nothing, not TERM either, and nothing names it."""
+    words = place.command("launch", "updater")
+    updater = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    place.started.append(updater)
+    await place.until(lambda: place.layout.socket("updater").exists())  # it has the lock by then
+    updater.send_signal(signal.SIGSTOP)
+    record = place.layout.process("updater")
+    record.write_bytes(bytes(record.stat().st_size))
+    role = UpdatersRole(place.layout, place.clock, by_name("none", place.layout, place.clock))
+    await asyncio.to_thread(role.take)
+    assert role.held
+    assert await asyncio.to_thread(updater.wait, 5) == -signal.SIGKILL

@@ -102,13 +102,54 @@ def test_a_rate_is_kept_and_the_lower_one_counts() -> None:
 
 def test_a_slow_cap_is_no_silence() -> None:
     """A block may take longer than an ack may: nothing is owed while nothing is under way."""
-    transfer = make(rate_bytes_s=10)
-    transfer.have(have(), 100.0)
-    assert transfer.next(100.0) == Send(0, 0, 1024)
+    transfer = make(200_000, block=65_536, rate_bytes_s=1024)
+    transfer.have(have(block=65_536), 100.0)
+    assert transfer.next(100.0) == Send(0, 0, 65_536)
     transfer.ack(1, 101.0)
-    assert transfer.next(101.0) == Wait(100.0 + 102.4)
-    assert transfer.next(202.5) == Send(1, 1024, 1024)
-    assert transfer.next(202.5) == Wait(262.5)
+    assert transfer.next(101.0) == Wait(164.0)
+    assert transfer.next(164.0) == Send(1, 65_536, 65_536)
+    assert transfer.next(164.0) == Wait(224.0)
+
+
+@pytest.mark.parametrize(("server", "node"), [(0, 1), (1, 0), (1, 1), (4096, 1)])
+def test_a_cap_has_a_floor(server: int, node: int) -> None:
+    transfer = make(rate_bytes_s=server)
+    transfer.have(have(rate=node), 100.0)
+    assert transfer.rate == 1024
+    assert transfer.next(100.0) == Send(0, 0, 1024)
+    assert transfer.next(100.0) == Wait(101.0)
+
+
+@pytest.mark.parametrize(("rate", "whole"), [(0, 320.0), (1, 320.0), (2048, 220.0)])
+def test_the_whole_has_a_bound(rate: int, whole: float) -> None:
+    """102,400 bytes at the rate, twice, and 120 s: one block a minute is an answer, but no way to keep a place."""
+    transfer, now = make(102_400), 100.0
+    transfer.have(have(rate=rate), now)
+    while (step := transfer.next(now)) != Over():
+        if isinstance(step, Wait):
+            assert step.until <= 100.0 + whole
+            transfer.ack(min(transfer.sent, transfer.acked + 1), now)
+            now = min(now + 50.0, 100.0 + whole)
+        assert now <= 100.0 + whole
+    assert (transfer.state, transfer.code) == (State.FAILED, "too-slow")
+    assert (now, "of 100 blocks" in transfer.text) == (100.0 + whole, True)
+
+
+def test_the_bound_is_for_what_is_left_and_not_for_the_check() -> None:
+    transfer = make(102_400)
+    transfer.have(have(at=99), 100.0)
+    assert [transfer.next(100.0), transfer.next(100.0)] == [Send(99, 101_376, 1024), End()]
+    transfer.ack(100, 150.0)
+    assert transfer.next(299.0) == Wait(450.0)
+    transfer = make(102_400, window=64)
+    transfer.have(have(at=90, window=64), 100.0)
+    while not isinstance(transfer.next(100.0), End):
+        continue
+    for n, now in ((91, 150.0), (92, 200.0)):  # all sent, and acknowledged one by one
+        transfer.ack(n, now)
+        assert transfer.next(now) == Wait(min(now + 60.0, 240.0))
+    assert transfer.next(240.0) == Over()
+    assert transfer.code == "too-slow"
 
 
 @pytest.mark.parametrize(

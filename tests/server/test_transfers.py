@@ -283,10 +283,11 @@ async def test_a_channel_stays_quick_while_others_take_much(sending: World) -> N
 
 
 async def test_the_rest_waits_its_turn(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """64 transfers at a time; the 65th begins when one has ended."""
+    """64 transfers at a time; the 65th begins when one has ended. A recovery waits for none of them."""
     async with own_world(tmp_path_factory, ping_s=30.0, wrong_tokens=1000) as world:
         await asyncio.to_thread(world.publish, "1.1.0", 1000)
-        nodes = [await asyncio.to_thread(world.new_node) for _ in range(66)]
+        await asyncio.to_thread(world.publish_core, "1.1.0")
+        nodes = [await asyncio.to_thread(world.new_node) for _ in range(67)]
         async with contextlib.AsyncExitStack() as stack:
             channels = {each.id: await stack.enter_async_context(each.connected()) for each in nodes}
             await asyncio.to_thread(world.want, "group", "default", "1.1.0", via="native")
@@ -298,7 +299,14 @@ async def test_the_rest_waits_its_turn(tmp_path_factory: pytest.TempPathFactory)
 
             found = dict(await asyncio.gather(*(offered(id_) for id_ in channels)))
             late = [id_ for id_, each in found.items() if each is None]
-            assert len(late) == 2
+            assert len(late) == 3
+            assert {(await taking.transfer(world, id_))["state"] for id_ in late} == {"queued"}
+            ordered = late.pop()
+            await asyncio.to_thread(world.ask, "POST", f"/nodes/{ordered}/recover", json={})
+            assert (await taking.offer(channels[ordered], 8.0))["line"] == "recovery"
+            lost = await asyncio.to_thread(world.new_node)
+            async with lost.connected("0.5.0", role="beacon") as beacon:
+                assert (await taking.offer(beacon, 8.0))["line"] == "recovery"
             assert {(await taking.transfer(world, id_))["state"] for id_ in late} == {"queued"}
             first = next(id_ for id_ in found if id_ not in late)
             await taking.take(channels[first], found[first])

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from securesystemslib.signer import CryptoSigner
 
 from instar.trust.manifest import FileEntry
 from instar.trust.module import ModuleManifest
+from instar_server.ca import FleetCA
 from instar_server.main import initialise
 from instar_server.settings import Layout, check
 from instar_server.trust import keys, offline
@@ -304,6 +306,18 @@ class Node:
         certificate = x509.load_pem_x509_certificate((self.folder / "cert.pem").read_bytes())
         text = f"{certificate.serial_number:X}"
         return text.zfill(len(text) + len(text) % 2)
+
+    def lapse(self, days: float = 40.0) -> None:
+        """Put in place a certificate that this server issued so long ago, and that has run out since."""
+        issued = FleetCA.load(self.world.layout.ca).issue_node(
+            self.id, self.key.public_key(), time.time() - days * 86400, (days - 1) * 86400
+        )
+        (self.folder / "cert.pem").write_text(issued.pem)
+        with sqlite3.connect(self.world.layout.database, timeout=10) as database:
+            row = (issued.serial, self.id, time.time() - days * 86400, issued.not_after)
+            database.execute(
+                "INSERT INTO certificates (serial, node, issued, not_after) VALUES (?,?,?,?)", row
+            )
 
     def http(self, program: str = "") -> httpx.Client:
         headers = {"Instar-Program": program} if program else {}

@@ -148,6 +148,7 @@ class Server:
         transfers = Transfers(Tools(parcels, presence, board, terms, now, chance), history, bus)
         parts = Parts(parcels, transfers, presence, releases, cores, wishes, fleet, history, board, bus)
         recovering = Recovering(parts, settings.beacon_recovery, now, chance)
+        self._standing.recovered = recovering.is_open
         self._transfers, self._recovering = transfers, recovering
         self._scheduler = Scheduler(
             database, bus, presence, now,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -94,7 +95,9 @@ class Container:
         """
         how = ["--as-pid2", "--", *self.first] if self.first else ["--boot"]
         shown = [f"--bind-ro={path}" for path in self.shown]
-        words = ["setpriv", "--pdeathsig", "KILL", *NSPAWN, f"--directory={self.root}", *shown, *how]
+        # A name of its own: systemd-nspawn has a folder in /run for each, which two of one name would share.
+        name = f"--machine=lab-{hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]}"
+        words = ["setpriv", "--pdeathsig", "KILL", *NSPAWN, name, f"--directory={self.root}", *shown, *how]
         self._room = self._room or Room()
         words = ["sh", "-c", ENTER, "sh", str(len(self._room.entrances)), *self._room.entrances, *words]
         with self.console.open("ab") as console:

@@ -80,6 +80,7 @@ class Channel:
         self._since: float | None = None
         self._hurry = asyncio.Event()
         self._pings, self._heard = 0, 0.0
+        self.refused: Callable[[str], None] = lambda _code: None  # told the code of each refusal
 
     @property
     def connected_for_s(self) -> float | None:
@@ -120,6 +121,7 @@ class Channel:
             except Refusal as refusal:
                 refusal_s = min(refusal.retry_after_s, MOST_AWAY_S)
                 log.warning("refused by the server: %s (%s)", refusal.text, refusal.code)
+                self.refused(refusal.code)
             except InstarError as error:
                 log.warning("%s (%s)", error.text, error.code)
             if self._now() - began >= STEADY_S:

@@ -113,9 +113,11 @@ async def _reside(layout: Layout, program: Program) -> bool:
         asyncio.get_running_loop().add_signal_handler(number, agent.stop.set)
 
     async def connect() -> Link:
+        await renewer.before_channel()
         return await open_link(dialer, program.header("agent"))
 
     agent.channel = channel = Channel(connect, agent, Backoff(*RECONNECT), random01, clock.monotonic)
+    channel.refused = renewer.refused
     agent.poke = Poke(node.wake, agent.poked, clock.monotonic)
     runners = _wire_modules(layout, program, clock, agent)
     _wire_updates(layout, program, node, clock, agent)

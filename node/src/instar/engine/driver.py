@@ -58,13 +58,18 @@ def drive(journal: Journal, target: Target, follower: Follower, bound: Bound = u
         follower.changed(journal.progress)
 
 
-def abandon(journal: Journal, target: Target, reason: Reason) -> bool:
-    """Give up a transaction that has changed nothing that runs yet; whether it could be given up."""
-    progress = journal.progress
+def is_passive(progress: Progress, target: Target) -> bool:
+    """Whether it has changed nothing that runs yet."""
     if progress.state not in BEFORE_ACTIVATION:
         return False
     untouched = progress.begin.anew and not progress.intended(Step.ACTIVATE)
-    if not untouched and target.observe(progress).current == progress.begin.release.name:
+    return untouched or target.observe(progress).current != progress.begin.release.name
+
+
+def abandon(journal: Journal, target: Target, reason: Reason) -> bool:
+    """Give up a transaction that has changed nothing that runs yet; whether it could be given up."""
+    progress = journal.progress
+    if not is_passive(progress, target):
         return False
     journal.intent(progress.step)
     journal.outcome(progress.step, Event.FAILED, reason, {"blame": False})

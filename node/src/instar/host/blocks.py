@@ -155,7 +155,7 @@ class Receiving:
 
     def _begin(self) -> None:
         """The record first: bytes that nobody can tell the meaning of are of no use."""
-        self._incoming.make_room(self.offer.sha384)
+        self._incoming.make_room(self.offer.sha384, "channel")
         if not self._size:
             self._incoming.note(self.offer, 0)
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -4,7 +4,8 @@
       <id>.part        the first bytes of a parcel that is coming; <id> is its SHA-384, the first 24 digits
       <id>.offer.json  what it was offered as, and how much of it is on the disk for certain
       <id>.channel.new/ <id>.push.new/   being unpacked
-      <id>/            parcel.json metadata/ archive, and `complete`, written last: the SHA-384 of the whole
+      <id>/            parcel.json metadata/ archive, and `complete`, written last: the SHA-384 of the whole;
+                       `needed` while an open transaction works with it
 
 Knows no network and waits for nothing but the disk: the agent calls it from a thread, the launcher's beacon
 as it is. Only the holder of the agent's role writes `.part`, only that of the updater's role pushes.
@@ -36,10 +37,11 @@ from instar.wire.messages import UpdateOffer
 
 __all__ = ["Incoming", "Parcel", "Receiving", "Terms", "agree", "decode_block"]
 
-COMPLETE = "complete"
+COMPLETE, NEEDED = "complete", "needed"
 ID_DIGITS = 24
 MOST_KEPT = 2  # parcels, whole or in part
 DAY_S = 86_400.0
+UNDER_WAY_S = 3_600.0  # what another writer has written to within this time is not left over
 
 SHA384 = re.compile(r"[0-9a-f]{96}", re.ASCII)
 OWN = re.compile(r"([0-9a-f]{24})(?:\.part|\.offer\.json|\.(?:channel|push)\.new)?", re.ASCII)
@@ -120,7 +122,7 @@ class Incoming:
         make_folder(self.folder, 0o700, self.disk)
         for path in self.folder.glob(f"*.{by}.new"):
             remove_tree(path, self.disk)
-        self.make_room(sha384)
+        self.make_room(sha384, by)
         hashing = _Hashing(stream)
         new = self.folder / f"{sha384[:ID_DIGITS]}.{by}.new"
         parcel = unpack_parcel(hashing, new, self.limits, self.disk)
@@ -173,6 +175,15 @@ class Incoming:
         return parcel if parcel is not None and self._marker(parcel.folder) == sha384 else None
 
     # --- what goes
+
+    def need(self, parcel: Parcel) -> None:
+        """An open transaction works with it: no other takes its place. Idempotent. Raises MachineError."""
+        if not (parcel.folder / NEEDED).exists():
+            write_atomic(parcel.folder / NEEDED, b"", 0o600, self.disk)
+
+    def release(self, parcel: Parcel) -> None:
+        """It may go. Idempotent."""
+        remove(parcel.folder / NEEDED, self.disk)
 
     def remove(self, parcel: Parcel) -> None:
         """Its marker first: half of it is never whole. Idempotent."""
@@ -235,17 +246,37 @@ class Incoming:
         except OSError:
             return 0.0
 
-    def make_room(self, sha384: str) -> None:
-        """Remove the oldest others, so that no more than MOST_KEPT are kept with this one."""
+    def make_room(self, sha384: str, by: str) -> None:
+        """Remove the oldest others, so that no more than MOST_KEPT are kept with this one, which `by` brings.
+
+        What another writer is about to bring is left alone, and not counted: it makes room itself. Raises
+        MachineError `no-space` when open transactions need all that is there; then nothing is removed.
+        """
         newest: dict[str, float] = {}
+        coming: set[str] = set()
         for name, path in self._entries():
             newest[name] = max(newest.get(name, 0.0), self._age(path))
-        newest.pop(sha384[:ID_DIGITS], None)
-        by_age = sorted(newest, key=lambda name: newest[name], reverse=True)
-        for name in by_age[MOST_KEPT - 1 :]:
+            if self._is_anothers(path, by):
+                coming.add(name)
+        names = [name for name in newest if name != sha384[:ID_DIGITS]]
+        needed = {name for name in names if (self.folder / name / NEEDED).exists() and self._read(name)}
+        if len(needed) >= MOST_KEPT:
+            text = f"expected at most {MOST_KEPT - 1} that open transactions need, got {len(needed)}"
+            raise MachineError("no-space", f"cannot keep another parcel: {text}")
+        free = [name for name in names if name not in needed | coming]
+        by_age = sorted(free, key=lambda name: newest[name], reverse=True)
+        for name in by_age[MOST_KEPT - 1 - len(needed) :]:
             for each, path in self._entries():
                 if each == name:
                     self._remove(path)
+
+    def _is_anothers(self, path: Path, by: str) -> bool:
+        """Whether somebody else than `by` writes it at this time."""
+        writer = "push" if path.name.endswith(".push.new") else "channel"
+        if path.suffix not in (".part", ".new") or writer == by:
+            return False
+        touched = max(self._age(path), self._age(path / "archive"))
+        return self.clock.wall() - touched < UNDER_WAY_S
 
     def drop_part(self, sha384: str) -> None:
         """Remove the part and its record."""

@@ -17,6 +17,7 @@
   config.toml   what an operator may set (docs/configuration.md)
   quarantine.json               releases that failed here
   held.json                     lines that a push holds against older wishes
+  orders.json                   a rollback or push that was accepted, until it is begun
 """
 
 from __future__ import annotations
@@ -154,6 +155,11 @@ class Layout:
     def held(self) -> Path:
         """Lines that an operator has pushed a release to, against wishes that are no newer."""
         return self.state / "held.json"
+
+    @property
+    def orders(self) -> Path:
+        """The operator's order that was accepted, and is not begun yet."""
+        return self.state / "orders.json"
 
     @property
     def artifacts(self) -> Path:

@@ -1,9 +1,10 @@
 """The recovery core: found, checked, and started so that it outlives the agent that it will replace.
 
 A core comes as a parcel of the kind `recovery` (host/parcel.py). It is copied out of there first, so that
-what is verified is what runs, whatever comes in meanwhile:
+what is verified is what runs, whatever comes in meanwhile. Each has a file of its own, for one that runs reads
+its file as it goes on:
 
-    <state>/run/recovery/core.pyz order.json
+    <state>/run/recovery/core-<sha256[:12]>.pyz order.json
 
 Under systemd it runs as a unit of its own, for everything in the agent's unit ends with the agent;
 elsewhere in a session of its own. The agent uses all this from a thread, the launcher's beacon as it is.
@@ -21,6 +22,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from instar.host.interpreter import FLAGS
 from instar.host.layout import LINES, Layout
 from instar.host.parcel import CHUNK, Parcel
 from instar.host.points import reach
-from instar.host.services.base import call
+from instar.host.services.base import NoAnswerError, RoleLockProbe, call
 from instar.host.services.systemd import in_unit
 from instar.wire.messages import AgentUpdate, AgentUpdateDownloaded, AgentUpdateEnded, AgentUpdateProgress
 
@@ -44,6 +46,9 @@ UNIT = "instar-recovery.service"  # one at a time: systemd refuses a second one
 WITHIN_S = 900.0  # for the whole recovery
 VERIFY_WITHIN_S = 60.0
 CALL_S = 10.0
+TRIES, PAUSE_S = 3, 1.0  # for a systemctl that fails at once
+NOT_ACTIVE = (0, 3, 4)  # its exit statuses that are an answer
+AT_WORK = ("active", "activating", "deactivating", "reloading")
 END_S = 10.0  # for a core that is told to stop: it gives the updater's role back
 MOST_LINE = 65_536  # bytes of one line that a core says
 TAIL = 1_000  # characters of its stderr that are told
@@ -93,12 +98,17 @@ def prepare(
         raise MachineError("no-core", f"cannot recover: the core {order.core[:12]} is not on this node")
     folder = layout.run / "recovery"
     make_folder(folder, 0o700)
-    core, file = folder / "core.pyz", folder / "order.json"
+    new, file = folder / "core.new", folder / "order.json"
     try:
-        found = _copy(parcel.archive, core)
+        found = _copy(parcel.archive, new)
         verify(layout, parcel, found, programs)
+        core = folder / f"core-{found[1][:12]}.pyz"
+        os.rename(new, core)  # over none but the very same bytes
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise failed("copy", parcel.archive, error) from error
     except BaseException:
-        core.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
     body = {
         "v": 1,
@@ -212,6 +222,7 @@ class Core:
 def start(layout: Layout, core: Path, order: Path, clock: Clock, within_s: float = WITHIN_S) -> Core:
     """Run `core`. Raises MachineError `recovery-running` while another one runs, or `cannot-run`."""
     own_unit = check_idle(layout, clock)
+    _drop_others(layout, core)
     words = [sys.executable, *FLAGS, str(core), "--state", str(layout.state), "--order", str(order)]
     running = _spawn(_as_unit(words, within_s) if own_unit else words, own_unit)
     reach("recovery:started")
@@ -223,14 +234,21 @@ def start(layout: Layout, core: Path, order: Path, clock: Clock, within_s: float
 
 
 def check_idle(layout: Layout, clock: Clock) -> bool:
-    """See that no core runs, before anything of it is touched: it reads its own file while it works.
+    """See that no core runs. Returns whether one would run in a unit of its own.
 
-    Returns whether one would run in a unit of its own. Raises MachineError `recovery-running`.
+    Raises MachineError `recovery-running`.
     """
-    own_unit = RUNNING_SYSTEMD.is_dir() and in_unit(Path("/proc/self"), "agent") is not None
-    if is_running(layout, clock, own_unit):
+    if is_running(layout, clock):
         raise MachineError("recovery-running", "cannot recover: a recovery core runs already")
-    return own_unit
+    return RUNNING_SYSTEMD.is_dir() and in_unit(Path("/proc/self"), "agent") is not None
+
+
+def _drop_others(layout: Layout, core: Path) -> None:
+    """Remove the files of cores that were here before. None of them runs."""
+    for path in (layout.run / "recovery").glob("core*.pyz"):
+        if path != core:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _spawn(words: list[str], own_unit: bool) -> Core:
@@ -255,16 +273,42 @@ def _spawn(words: list[str], own_unit: bool) -> Core:
     return Core(process, own_unit, ends[0][0], ends[1][0])
 
 
-def is_running(layout: Layout, clock: Clock, own_unit: bool) -> bool:
-    """Whether a core runs, which may be one that an agent before us started."""
-    if own_unit:
-        try:
-            call(["systemctl", "is-active", "--quiet", UNIT], "look for a recovery core", CALL_S)
-        except MachineError:
-            return False
-        return True
+def is_running(layout: Layout, clock: Clock) -> bool:
+    """Whether a core runs, whoever started it, and wherever: in a unit of its own or in a session.
+
+    It holds a lock from its first moment on; before that, its record or its unit tells. What cannot be told
+    is a yes: a core that is not started now is started at the next order.
+    """
+    lock = layout.role_lock("rescue")
+    try:
+        if RoleLockProbe(lock).held():
+            return True
+    except OSError:  # out of descriptors, or there is no place for a lock yet
+        if lock.exists():
+            return True
     recorded = processes.recorded(layout.process(ROLE))
-    return recorded is not None and processes.alive(recorded, clock.boot_id())
+    if recorded is not None and processes.alive(recorded, clock.boot_id()):
+        return True
+    return RUNNING_SYSTEMD.is_dir() and unit_runs()
+
+
+def unit_runs(within_s: float = CALL_S) -> bool:
+    """Whether systemd has the unit of a core at work; True when systemd does not answer in time.
+
+    systemd is deaf for a moment when it is updated itself: it is asked again then. Where it cannot be asked
+    at all, nothing was started by it: a core that was has its lock by now.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            words = ["systemctl", "is-active", UNIT]
+            said = call(words, "look for a recovery core", within_s, NOT_ACTIVE)
+            return said.partition("\n")[0].strip() in AT_WORK
+        except NoAnswerError:
+            return True
+        except MachineError:
+            if left:
+                time.sleep(PAUSE_S)
+    return False
 
 
 def end(layout: Layout, clock: Clock, own_unit: bool) -> None:

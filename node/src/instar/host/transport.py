@@ -87,6 +87,7 @@ class Transport:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._context = None  # the next connection reads certificate and key anew: they are renewed meanwhile
 
     def _chunks(self, response: http.client.HTTPResponse, path: str) -> Iterator[bytes]:
         try:
@@ -156,7 +157,7 @@ class Transport:
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
             code = "not-found" if response.status == 404 else "refused"
             message = f"{path}: HTTP status {response.status}"
-        if response.length:
+        if response.length or code == "certificate-expired":
             self.close()  # more to come than a fault's few words: the connection is of no more use
         if response.status == 429 or response.status >= 500:
             return ServerUnreachable("server-busy", f"cannot use the server now: {message}")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from instar.core.backoff import Backoff
 from instar.core.errors import InstarError, MachineError, ServerUnreachable
-from instar.host import processes
+from instar.host import processes, rescue
 from instar.host.clock import Clock
 from instar.host.files import make_folder
 from instar.host.identity import read_node
@@ -28,7 +28,7 @@ from instar.host.line import Line
 from instar.host.locks import RoleLock
 from instar.host.points import reach
 from instar.recovery.dialling import Refusal, Wire, dial, refusal, say
-from instar.recovery.session import RECOVERY, Session, core_runs
+from instar.recovery.session import RECOVERY, Session
 from instar.version import BUILT, VERSION
 from instar.wire.messages import HELLO_WITHIN_S, PROTOCOL, Error, Hello, Message, Ping, Refused, Welcome
 
@@ -62,7 +62,8 @@ def serve(layout: Layout, clock: Clock, choose: Callable[[], str], for_s: float 
         end = time.monotonic() + for_s if for_s is not None else None
         beacon, backoff = Beacon(layout, clock, end), Backoff(*WAITS)
         while True:
-            if end is None and not core_runs(layout, clock):
+            # What a core has brought is not for starting before the core says so.
+            if end is None and not rescue.is_running(layout, clock):
                 try:
                     return choose()
                 except MachineError as error:
@@ -165,7 +166,7 @@ class Beacon:
     def _is_over(self, now: float, look: bool) -> bool:
         if self._end is not None:
             return now >= self._end
-        if not look or core_runs(self._layout, self._clock):
+        if not look or rescue.is_running(self._layout, self._clock):
             return False
         return any(self._line.is_valid(name) for name in self._line.names())
 

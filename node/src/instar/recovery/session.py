@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 from instar.core.errors import InputError, InstarError, ServerUnreachable
 from instar.host import rescue
@@ -16,7 +15,6 @@ from instar.host.identity import read_node
 from instar.host.incoming import Incoming, Receiving, Terms, agree, decode_block
 from instar.host.layout import Layout
 from instar.host.points import reach
-from instar.host.services.systemd import in_unit
 from instar.recovery.dialling import Wire, refusal, say
 from instar.wire.messages import (
     NEVER,
@@ -144,7 +142,7 @@ class Session:
                 text = f"cannot recover: the recovery {self._running.order_id[:80]!a} is under way"
                 self._wire.send(AgentUpdateEnded(order.id, False, "busy", text))
             return
-        if core_runs(self._layout, self._clock):  # its file must not be replaced under it
+        if rescue.is_running(self._layout, self._clock):
             text = "cannot recover: a recovery core runs already"
             self._wire.send(AgentUpdateEnded(order.id, False, "recovery-running", text))
             return
@@ -257,10 +255,3 @@ class Running:
             if not chunk:
                 self._open.discard(fd)  # it would be readable for ever
             into += chunk
-
-
-def core_runs(layout: Layout, clock: Clock) -> bool:
-    """Whether a core is at work that a beacon before us started: what it has brought is not for starting
-    before the core says so."""
-    own_unit = rescue.RUNNING_SYSTEMD.is_dir() and in_unit(Path("/proc/self"), "agent") is not None
-    return rescue.is_running(layout, clock, own_unit)

@@ -62,12 +62,33 @@ class LineTarget:
         make_folder(self.line.layout.releases, 0o755, self.kit.disk)
         check_flags(self.line.layout.releases)
         archive, valid = staging / "archive", self.line.is_valid(begin.release.name)
-        parcel = None if valid else parcels.found(self.kit, begin, archive)
-        target = self.kit.server.trusted_target(begin.target, parcel.metadata if parcel else None)
-        self.check_promise(progress, target)
+        parcel, target = self._trusted(progress, None if valid else archive)
         if not valid:
             self._bring(parcel, target, archive)
         return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
+
+    def _trusted(self, progress: Progress, archive: Path | None) -> tuple[Parcel | None, TrustedTarget]:
+        """What is signed, and the parcel that says so, if there is one for `archive` (None: it is not needed).
+
+        A parcel whose metadata are of no use (expired, say) is removed: it would block its release for as long
+        as it lies there. Then the server is asked; where it must come as a parcel, another one is waited for.
+        A push ends: nobody sends it again.
+        """
+        begin = progress.begin
+        while True:
+            parcel = parcels.found(self.kit, begin, archive) if archive else None
+            try:
+                target = self.kit.server.trusted_target(begin.target, parcel.metadata if parcel else None)
+                self.check_promise(progress, target)
+                return parcel, target
+            except MachineError:
+                raise
+            except InstarError as error:
+                if parcel is None:
+                    raise
+                parcels.drop(self.kit, parcel, error)
+                if begin.via == "push":
+                    raise TrustError(error.code, error.text) from error
 
     def _bring(self, parcel: Parcel | None, target: TrustedTarget, archive: Path) -> None:
         kit = self.kit

@@ -7,11 +7,12 @@ archive is taken only if it is the one that is signed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from pathlib import Path
 
-from instar.core.errors import TrustError
+from instar.core.errors import InstarError, TrustError
 from instar.core.journal import Begin
 from instar.core.reason import Reason
 from instar.engine.target import NotNow
@@ -22,15 +23,27 @@ from instar.targets.kit import Kit, TrustedTarget
 
 WAITS = "waits-for-parcel"
 
+log = logging.getLogger("instar.updater")
+
 
 def found(kit: Kit, begin: Begin, archive: Path) -> Parcel | None:
-    """The parcel for this transaction. None where there is none, and it may go without: it may fetch, or a
-    recovery core has brought the `archive` by itself. Raises NotNow `waits-for-parcel`."""
-    parcel = Incoming(kit.layout.incoming, kit.disk).find(begin.line, begin.digest)
+    """The parcel for this transaction, marked as needed until `tidy` finds that it has ended. None where there
+    is none, and it may go without: it may fetch, or a recovery core has brought the `archive` by itself. Raises
+    NotNow `waits-for-parcel`."""
+    incoming = Incoming(kit.layout.incoming, kit.disk)
+    parcel = incoming.find(begin.line, begin.digest)
+    if parcel is not None:
+        incoming.need(parcel)
     if parcel is None and begin.via and not archive.exists():
         text = f"{begin.version} is to come by {begin.via}, and has not come yet"
         raise NotNow(Reason(WAITS, text))
     return parcel
+
+
+def drop(kit: Kit, parcel: Parcel, why: InstarError) -> None:
+    """Remove one that cannot be used. Idempotent. Raises MachineError when the disk fails."""
+    log.warning("the parcel of %s is removed: %s (%s)", parcel.version, why.text, why.code)
+    Incoming(kit.layout.incoming, kit.disk).remove(parcel)
 
 
 def take(kit: Kit, parcel: Parcel, signed: TrustedTarget, archive: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from instar.core.errors import InputError, InstarError
 from instar.host.sockets import MOST_BYTES
-from instar.updater.http.listener import Listener
+from instar.updater.http.listener import Admit, Listener
 
 if TYPE_CHECKING:
     from instar.updater.http.calls import Services
@@ -50,14 +50,14 @@ class Api:
         """Take `leave` back."""
         self._listener.stay()
 
-    def _serve_remote(self, connection: socket.socket, address: str) -> None:
+    def _serve_remote(self, connection: socket.socket, address: str, admit: Admit) -> None:
         if self._secure is None:  # twice, when two come at once, does no harm
             from instar.updater.http.serve import Secure
 
             self._secure = Secure(self._wired())
-        self._secure.serve(connection, address)
+        self._secure.serve(connection, address, admit)
 
-    def _serve_local(self, connection: socket.socket, _: str) -> None:
+    def _serve_local(self, connection: socket.socket) -> None:
         connection.settimeout(CLIENT_S)
         first = connection.recv(16_384)
         uid = _peer(connection)

@@ -19,7 +19,7 @@ from instar.core.releases import Release
 from instar.core.settings import UpdaterSettings
 from instar.core.transaction import State
 from instar.core.wish import NATIVE, RECOVERY, Wanted, Wish, after_failures
-from instar.engine.driver import BEFORE_ACTIVATION, Follower, abandon, drive
+from instar.engine.driver import BEFORE_ACTIVATION, Follower, abandon, drive, is_passive
 from instar.engine.journal import Journal, Journals
 from instar.engine.target import NotNow
 from instar.host.alarm import within
@@ -86,9 +86,11 @@ class Loop:
         self._put_off = []
         try:
             tidy(self.layout, self.journals, self.targets)
+            if self.orders.waiting():  # before what may wait long, for the server or for a parcel
+                self._drive_open(active_only=True, ordered=True)
+                self._obey()
             self._drive_open(active_only=True)
-            self._rollback()
-            self._push()
+            self._obey()
             wanted = self._ask()
             self._give_up_unwanted(wanted)
             for modules in (False, True):  # a module never keeps the programs waiting
@@ -142,14 +144,16 @@ class Loop:
         log.info("%s %s %s%s", begin.line, begin.version, end.state.value, why)
         return end.state
 
-    def _drive_open(self, active_only: bool, modules: bool = True) -> None:
-        """Go on with what is open: what is active, or needs no server, before anything else."""
+    def _drive_open(self, active_only: bool, modules: bool = True, ordered: bool = False) -> None:
+        """Go on with what is open: what is active, or needs no server, before anything else. `ordered`: an
+        operator's order waits, and only what is active goes before it."""
         for journal in self._unfinished():
             begin = journal.progress.begin
             if _is_module(begin.line) and not modules:
                 continue
-            passive = journal.progress.state in BEFORE_ACTIVATION and begin.cause == "wish"
-            if active_only and passive:
+            if active_only and begin.cause == "wish" and journal.progress.state in BEFORE_ACTIVATION:
+                continue
+            if ordered and is_passive(journal.progress, self.targets.of(begin.line)):
                 continue
             if self._too_old(journal):
                 abandon(journal, self.targets.of(begin.line), _reason_too_old(_oldest_s(journal.progress)))
@@ -229,15 +233,15 @@ class Loop:
         line = self.targets.of(wish.line).line
         current = line.current()
         anew = current == wish.release.name
-        if wish.via == RECOVERY or (anew and self._is_sound(wish, line)):
-            return  # a recovery core does it, or there is nothing to do
+        if self._is_sound(wish, line) if anew else wish.via == RECOVERY:
+            return  # there is nothing to do, or a recovery core does it
         if wish.line in self._put_off:
             return  # what was put off is open still, and goes first: two at once would undo each other
         if self._is_held(wish.line, current) or self._kept_out(wish):
             return
         if self._waits_for_updater(wish, wanted) or self._too_soon(wish):
             return
-        # Nothing is sent to a node that says it has it: what is damaged is fetched.
+        # Neither a parcel nor a core comes to a node that says it has it: what is damaged is fetched.
         via = "" if anew else wish.via
         if via == NATIVE and self._parcel_is_absent(wish):
             return
@@ -310,19 +314,36 @@ class Loop:
             for w in wanted.wishes
         )
 
+    def _obey(self) -> None:
+        """Do what an operator has ordered, if anything."""
+        self._rollback()
+        self._push()
+
     def _rollback(self) -> None:
         """Do the rollback that was asked for, if one was."""
-        role = self.orders.take_rollback()
+        role, tx = self.orders.take_rollback()
         if not role:
             return
-        target = self.targets.of(role)
-        release = previous_release(target)
-        self._give_up(role, "an operator went back to the previous release")
-        log.info("%s: back to %s, as asked", role, release.name)
-        begin = self._begin(target.line, role, release, "rollback")
-        # So that the wish that was given up by this does not come back, but a newer one does.
-        generation = self._generations.get(role, 0)
-        self._drive(self.journals.begin(replace(begin, generation=generation)))
+        try:
+            target = self.targets.of(role)
+            release = previous_release(target)
+            self._give_up(role, "an operator went back to the previous release")
+            log.info("%s: back to %s, as asked", role, release.name)
+            begin = self._begin(target.line, role, release, "rollback", tx)
+            # So that the wish that was given up by this does not come back, but a newer one does.
+            generation = self._generations.get(role, 0)
+            journal = self.journals.begin(replace(begin, generation=generation))
+        except InputError:
+            self.orders.settled(tx)  # there is nothing to go back to by now
+            raise
+        except (MachineError, NotNow):
+            self.orders.end()
+            self.orders.leave_again(rollback=(role, tx))
+            raise
+        finally:
+            self.orders.end()
+        self.orders.settled(tx)
+        self._drive(journal)
 
     def _push(self) -> None:
         """Install the release that an operator has pushed, if one has."""
@@ -334,12 +355,16 @@ class Loop:
             self._give_up(pushed.line, "an operator pushed another release")
             log.info("%s: %s, pushed by an operator", pushed.line, begin.release.name)
             journal = self.journals.begin(begin)
-        except MachineError:
+        except InputError:
+            self.orders.settled(pushed.tx)
+            raise
+        except (MachineError, NotNow):
             self.orders.end()
             self.orders.leave_again(pushed)
             raise
         finally:
             self.orders.end()
+        self.orders.settled(pushed.tx)
         self._apart(pushed.line, lambda: self._drive(journal))
 
     def _begin_push(self, pushed: Pushed) -> Begin:

@@ -91,7 +91,7 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
         settings.updater.retry_cap_s,
     )
     services = services_of(layout, clock)
-    orders = Orders(threading.Lock(), threading.Event())
+    orders = Orders(threading.Lock(), threading.Event(), layout.orders)
     kit = Kit(layout, clock, services, client, settings, program, time.sleep, brought=orders.brought)
     targets = Targets(kit)
     loop = Loop(layout, clock, targets, client, reporter, settings.updater, orders)
@@ -103,6 +103,7 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
 
     api = Api(layout.socket("updater"), settings.updater.api, _handlers(program, targets, orders), wiring)
     _drop_cut_pushes(layout)
+    orders.recall({journal.progress.begin.tx for journal in journals.read_all()})
     api.start()
     reporter.start()
     log.info("updater %s (%s) is up", program.version, program.digest[:12])

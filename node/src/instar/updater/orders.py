@@ -2,17 +2,29 @@
 
 The local API and the HTTP API order; the loop alone takes orders and drives. One at a time: an order that
 comes while a transaction is under way, or another order waits, is refused with `busy`.
+
+What was accepted is on the disk before whoever ordered is told so, and stays there until the journal has it:
+the next updater takes it up when this one is killed, or hands over to another release.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from instar.core.errors import InputError
+from instar.core.errors import InputError, MachineError
+from instar.host.files import remove, write_atomic
+from instar.host.layout import LINES
+
+log = logging.getLogger("instar.updater")
 
 
 class Pushed(NamedTuple):
@@ -45,17 +57,21 @@ IDLE = Doing()
 
 @dataclass(slots=True)
 class Orders:
-    """Fields are read and set under `lock`; the methods take it themselves. `wake` ends the loop's wait."""
+    """Fields are read and set under `lock`; the methods take it themselves. `wake` ends the loop's wait.
+    `file` is where what was accepted is kept; None for nowhere."""
 
     lock: threading.Lock
     wake: threading.Event
+    file: Path | None = None
     rollback: str = ""  # the line to roll back
+    rollback_tx: str = ""  # the name of the transaction that it is to be
     pushed: Pushed | None = None
     busy: str = ""  # the transaction being driven
     progress: Doing = IDLE
     receiving: Doing = IDLE  # a push whose body is on its way; nothing else may be ordered meanwhile
     receiving_line: str = ""
     changes: int = 0  # grows with each change of `busy`, `progress`, `receiving` or what waits
+    _kept: str = field(default="", repr=False)  # the transaction of the order in `file`
     _changed: threading.Condition = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -64,10 +80,12 @@ class Orders:
     # --- for whoever orders
 
     def order_rollback(self, line: str) -> None:
-        """Raises InputError `busy`."""
+        """Raises InputError `busy`, MachineError when it cannot be kept."""
+        tx = f"tx-{uuid.uuid4().hex[:16]}"
         with self.lock:
             self._refuse_busy(f"roll back the {line}")
-            self.rollback = line
+            self._keep(tx, {"rollback": {"tx": tx, "line": line}})
+            self.rollback, self.rollback_tx = line, tx
             self._tell()
         self.wake.set()
 
@@ -94,12 +112,13 @@ class Orders:
 
     def order_push(self, pushed: Pushed) -> None:
         """Its parcel must be whole. One that was reserved waits for what the loop may have begun meanwhile;
-        another raises InputError `busy`."""
+        another raises InputError `busy`. MachineError when it cannot be kept."""
         with self.lock:
+            if self.receiving.tx != pushed.tx:
+                self._refuse_busy(f"push a release of the {pushed.line}")
+            self._keep(pushed.tx, {"push": pushed._asdict()})
             if self.receiving.tx == pushed.tx:
                 self.receiving = IDLE
-            else:
-                self._refuse_busy(f"push a release of the {pushed.line}")
             self.pushed = pushed
             self._tell()
         self.wake.set()
@@ -121,10 +140,46 @@ class Orders:
 
     # --- for the loop
 
-    def take_rollback(self) -> str:
+    def recall(self, begun: Collection[str]) -> None:
+        """Take up what an updater before this one has accepted, and not begun: its name is not in `begun`.
+
+        What cannot be read is lost, and that is logged: the updater must start.
+        """
+        if self.file is None:
+            return
+        try:
+            tx, rollback, pushed = _read(json.loads(self.file.read_bytes()))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            log.error("an order is lost: cannot read %s: %r", self.file, error)
+            tx, rollback, pushed = "", "", None
+        if not tx or tx in begun:
+            with contextlib.suppress(MachineError):
+                remove(self.file)
+            return
         with self.lock:
-            line, self.rollback = self.rollback, ""
-            return line
+            self._kept = tx
+            self.rollback, self.rollback_tx, self.pushed = rollback, tx if rollback else "", pushed
+            self._tell()
+        self.wake.set()
+
+    def settled(self, tx: str) -> None:
+        """The order is in the journal, or was refused; one that came since is kept. Idempotent. Raises
+        MachineError."""
+        with self.lock:
+            if self.file is not None and self._kept == tx:
+                remove(self.file)
+                self._kept = ""
+
+    def take_rollback(self) -> tuple[str, str]:
+        """(line, transaction); ('', '') for none. It counts as under way from now on: `end` must follow."""
+        with self.lock:
+            line, tx = self.rollback, self.rollback_tx
+            self.rollback = self.rollback_tx = ""
+            if line:
+                self.busy = tx
+            return line, tx
 
     def take_pushed(self) -> Pushed | None:
         """It counts as under way from now on: `end` must follow."""
@@ -134,10 +189,10 @@ class Orders:
                 self.busy, self.progress = pushed.tx, Doing(pushed.tx, "stage")
             return pushed
 
-    def leave_again(self, pushed: Pushed) -> None:
+    def leave_again(self, pushed: Pushed | None = None, rollback: tuple[str, str] = ("", "")) -> None:
         """It could not be begun."""
         with self.lock:
-            self.pushed = pushed
+            self.pushed, (self.rollback, self.rollback_tx) = pushed, rollback
             self._tell()
 
     @contextmanager
@@ -175,6 +230,11 @@ class Orders:
 
     # --- under the lock
 
+    def _keep(self, tx: str, order: dict[str, Any]) -> None:
+        if self.file is not None:
+            write_atomic(self.file, json.dumps({"v": 1, **order}).encode(), 0o600)
+            self._kept = tx
+
     def _under_way(self) -> str:
         waits = (self.pushed.tx if self.pushed else "") or ("rollback" if self.rollback else "")
         return self.busy or self.receiving.tx or waits
@@ -186,3 +246,17 @@ class Orders:
     def _tell(self) -> None:
         self.changes += 1
         self._changed.notify_all()
+
+
+def _read(body: Any) -> tuple[str, str, Pushed | None]:
+    """(transaction, line of a rollback, push). Raises ValueError, KeyError or TypeError."""
+    if "push" in body:
+        said = body["push"]
+        words = [said[name] for name in ("tx", "line", "version", "digest", "target")]
+        if not all(isinstance(word, str) for word in words) or said["line"] not in LINES:
+            raise ValueError(f"expected a push, got {said!a:.200}")
+        return said["tx"], "", Pushed(**{**said, "generation_floor": int(said["generation_floor"])})
+    said = body["rollback"]
+    if not isinstance(said["tx"], str) or not isinstance(said["line"], str) or not said["line"]:
+        raise ValueError(f"expected a rollback, got {said!a:.200}")
+    return said["tx"], said["line"], None

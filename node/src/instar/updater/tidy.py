@@ -34,6 +34,10 @@ def tidy(layout: Layout, journals: Journals, targets: Targets) -> None:
     known = {begin.tx for begin in open_now}
     for target in targets.programs():
         _orphaned_trial(target, known)
+    incoming = Incoming(layout.incoming)
+    for parcel in incoming.complete():
+        if parcel.digest not in {begin.digest for begin in open_now}:
+            incoming.release(parcel)
     if layout.staging.is_dir():
         for path in layout.staging.iterdir():
             if path.name not in known:

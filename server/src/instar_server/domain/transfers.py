@@ -27,7 +27,11 @@ from instar.wire.messages import BLOCK_BOUNDS, FORCE, NEVER, UpdateHave, UpdateO
 ANSWER_S = 60.0  # from the offer to the answer
 ACK_S = 60.0  # while blocks are under way, from one ack to the next
 CHECK_S = 300.0  # for the node to check and unpack the whole
-MOST_AT_ONCE = 64  # transfers of one server
+LEAST_RATE = 1_024  # bytes a second: a node's cap below counts as this, as nodes take the server's
+WHOLE_S = (
+    120.0  # for all blocks, beside twice what they take at the rate, or at LEAST_RATE where there is no cap
+)
+MOST_AT_ONCE = 64  # transfers of one server, of each kind: an operator's, beacons', all others
 RECOVERY = "recovery"  # the line of recovery cores
 
 FLOOR_S, CAP_S = 5.0, 600.0  # between two tries that failed
@@ -96,6 +100,7 @@ class Transfer:
     text: str = ""
     _quiet: float = field(default=0.0, repr=False)  # since when the node owes a word
     _free_at: float = field(default=0.0, repr=False)  # when the rate lets the next block go
+    _late_at: float = field(default=0.0, repr=False)  # when the last block must have been acknowledged
 
     def __post_init__(self) -> None:
         self._quiet = self.began
@@ -121,9 +126,12 @@ class Transfer:
             self._end(State.FAILED, "bad-have", f"cannot send: the node asks for {text}")
             return
         self.state, self.block, self.window, self.blocks = State.SENDING, block, window, blocks
-        self.rate = min((rate for rate in (offer.rate_bytes_s, said.rate_bytes_s) if rate), default=0)
+        rates = (max(rate, LEAST_RATE) for rate in (offer.rate_bytes_s, said.rate_bytes_s) if rate)
+        self.rate = min(rates, default=0)
         self.resumed = self.sent = self.acked = said.have
         self.started = self._quiet = self._free_at = now
+        left = max(0, offer.length - said.have * block)
+        self._late_at = now + 2 * left / max(self.rate, LEAST_RATE) + WHOLE_S
 
     def ack(self, n: int, now: float) -> None:
         """So many blocks are there. Fewer than before is an old word; more than were sent fails it."""
@@ -152,7 +160,7 @@ class Transfer:
         if self.state in FINAL:
             return Over()
         if now >= self._deadline():
-            self._end(State.FAILED, "no-answer" if self.state is State.OFFERED else "no-ack", self._silence())
+            self._end(State.FAILED, *self._silence(now))
             return Over()
         if self.state is not State.SENDING:
             return Wait(self._deadline())
@@ -182,15 +190,18 @@ class Transfer:
         if self.state is State.OFFERED:
             return self._quiet + ANSWER_S
         if self.acked < self.sent:
-            return self._quiet + ACK_S
-        return self._quiet + CHECK_S if self.state is State.CHECKING else float("inf")
+            return min(self._quiet + ACK_S, self._late_at)
+        return self._quiet + CHECK_S if self.state is State.CHECKING else self._late_at
 
-    def _silence(self) -> str:
+    def _silence(self, now: float) -> tuple[str, str]:
+        """Code and text, once the deadline is over."""
         if self.state is State.OFFERED:
-            return f"the node has not answered the offer for {ANSWER_S:g} s"
+            return "no-answer", f"the node has not answered the offer for {ANSWER_S:g} s"
+        if self.acked < self.blocks and now >= self._late_at:
+            return "too-slow", f"{self.acked} of {self.blocks} blocks came in {now - self.started:.0f} s"
         if self.acked < self.sent:
-            return f"the node has acknowledged nothing for {ACK_S:g} s"
-        return f"the node has not said for {CHECK_S:g} s what came of it"
+            return "no-ack", f"the node has acknowledged nothing for {ACK_S:g} s"
+        return "no-ack", f"the node has not said for {CHECK_S:g} s what came of it"
 
     def _end(self, state: State, code: str = "", text: str = "") -> None:
         self.state, self.code, self.text = state, code, text

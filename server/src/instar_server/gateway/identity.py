@@ -10,11 +10,13 @@ from instar.core.errors import InputError
 from instar_server.domain import names
 from instar_server.domain.errors import Forbidden, Unauthenticated
 from instar_server.gateway.answers import Handler
-from instar_server.services.standing import Peer, Standing
+from instar_server.services.standing import Lapsed, Peer, Standing
 
 PEER = "instar.peer"
 PROGRAM = "instar.program"
 OPEN_PATHS = frozenset({"/v1/enrol"})  # where no certificate is needed
+# What a recovery core, and the updater that goes on with its work, asks for.
+OF_RECOVERY = ("/v1/metadata/", "/v1/targets/", "/v1/node/")
 
 Program = tuple[str, str, str]  # role, version, program digest
 
@@ -49,6 +51,13 @@ def program_of(header: str | None) -> Program | None:
         raise InputError("bad-program-header", f"cannot read Instar-Program: {error.text}") from None
 
 
+def lapsed_rule(method: str, path: str) -> Lapsed:
+    """Whether this is served to a node whose certificate has run out. Of a channel its hello decides."""
+    if (method, path) in (("POST", "/v1/renew"), ("GET", "/v1/channel")):
+        return Lapsed.SERVED
+    return Lapsed.WHILE_RECOVERED if path.startswith(OF_RECOVERY) else Lapsed.REFUSED
+
+
 def make_middleware(standing: Standing) -> Any:
     @web.middleware
     async def identity(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -58,7 +67,7 @@ def make_middleware(standing: Standing) -> Any:
             transport = request.transport
             certificate = transport.get_extra_info("peercert") if transport is not None else None
             serial, node = certificate_name(certificate)
-            request[PEER] = await standing.check(serial, node)
+            request[PEER] = await standing.check(serial, node, lapsed_rule(request.method, request.path))
         return await handler(request)
 
     return identity

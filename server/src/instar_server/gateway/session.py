@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine
 from typing import Any
 
@@ -44,7 +45,7 @@ from instar_server import VERSION
 from instar_server.domain import hello as hellos
 from instar_server.gateway.frames import FrameError, decode, encode
 from instar_server.gateway.hub import Hub
-from instar_server.services.standing import Peer
+from instar_server.services.standing import Lapsed, Peer
 from instar_server.storage.batch import AGENT, HEALTH, SEEN
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ NO_STAY_AWAY_S = 1.0
 STORING = 32  # results of one node that are stored at a time; with the frame's limit, 8 MiB of them
 FINAL = ("success", "failure", "timeout")
 STATUSES = ("pending", "in-progress", *FINAL)
+# Of a node whose certificate has run out; another role than these is refused.
+LAPSED = {"beacon": Lapsed.SERVED, "rehearsal": Lapsed.WHILE_RECOVERED}
 NOTHING: dict[str, str] = {}  # the same for all nodes without modules; never written to
 
 
@@ -86,11 +89,14 @@ class Session:
         try:
             async with asyncio.timeout(HELLO_WITHIN_S):
                 hello = await self._hello()
+                if hello is not None:
+                    await self._check(hello.role)
         except TimeoutError:
             await self.refuse("hello-expected", f"cannot wait longer than {HELLO_WITHIN_S:g} s for the hello")
             return
         except InstarError as error:
-            await self.refuse(error.code, error.text, 60.0)
+            away_s = NO_STAY_AWAY_S if error.code == "certificate-expired" else 60.0  # it renews first
+            await self.refuse(error.code, error.text, away_s)
             return
         if hello is None:
             return
@@ -111,13 +117,19 @@ class Session:
             await self.send(Error("hello-expected", f"cannot use {message.T!r} before the hello"))
         return None
 
+    async def _check(self, role: str) -> None:
+        """Raises Forbidden. What is served although its certificate has run out ends by itself, not by the sweeper."""
+        await self._hub.standing.check(self.serial, self.node, LAPSED.get(role, Lapsed.REFUSED))
+        if role in LAPSED and self._hub.now() >= self.not_after:
+            self.not_after = math.inf
+
     async def _serve(self, hello: Hello) -> None:
         """Role agent: take the node's place, then answer until the channel ends."""
         hub = self._hub
         await hub.join(self, hello)
         try:
             # A revocation between the connection's check and the join would not have found this channel.
-            await hub.standing.check(self.serial, self.node)
+            await self._check("agent")
             values = (
                 hello.version,
                 hello.digest,
@@ -147,7 +159,7 @@ class Session:
         hub = self._hub
         hub.join_beacon(self)
         try:
-            await hub.standing.check(self.serial, self.node)
+            await self._check("beacon")
             hub.observations.put(SEEN, self.node, self.heard)
             await self.send(Welcome(PROTOCOL, VERSION, hub.settings.ping_s, hub.settings.health_s))
             hub.recoveries.beacon(self, hello)

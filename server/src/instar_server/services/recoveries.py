@@ -115,7 +115,7 @@ class Recovering:
         self._processes: dict[str, tuple[str, int]] = {}  # of the beacons that are here
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        parts.transfers.held = self._open.__contains__
+        parts.transfers.held = self.is_open
 
     # ---- beginning
 
@@ -429,6 +429,10 @@ class Recovering:
             ok = self._runs_everywhere(recovery)
             text = "the node runs it" if ok else f"nothing was heard of it for {SILENCE_S:g} s"
             self._end(recovery, ok, "" if ok else "no-word", text)
+
+    def is_open(self, node: str) -> bool:
+        """Whether a recovery of this node is under way, or waits for it to come back."""
+        return node in self._open
 
     def serves(self, node: str, path: str) -> bool:
         """Whether the node's core may fetch this from the port where the channel is, even when artifacts have a

@@ -6,7 +6,9 @@ and is then told to whoever holds the node's channel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from instar_server.bus.api import AGENTS, FLEET, Bus
 from instar_server.domain.errors import Conflict, Forbidden, NotFound
@@ -21,9 +23,18 @@ from instar_server.storage.rows import CertificateRow
 MOST_KNOWN = 200_000  # certificates kept in memory
 
 
+class Lapsed(Enum):
+    """Whether something is done for a node whose certificate has run out. It is a known one still, and not revoked:
+    by it the node may get the next one, or be brought back to where it can ask for that."""
+
+    REFUSED = "refused"
+    WHILE_RECOVERED = "while recovered"  # as long as a recovery of the node is open
+    SERVED = "served"
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A node whose certificate is good now. `not_after`: when it ends, unix time."""
+    """A node whose certificate is good for what it asks. `not_after`: when it ends, or did; unix time."""
 
     node: str
     serial: str
@@ -31,10 +42,13 @@ class Peer:
 
 
 class Standing:
+    """`recovered` says of which nodes a recovery is open."""
+
     def __init__(self, database: Database, bus: Bus, now: Now) -> None:
         self._database, self._bus, self._now = database, bus, now
         self._good: dict[str, Peer] = {}
         self._revocations = 0
+        self.recovered: Callable[[str], bool] = lambda _node: False
 
     async def warm(self) -> None:
         """Learn the certificates in use, so that a whole fleet may come back at once."""
@@ -43,8 +57,8 @@ class Standing:
                 if not row.node_revoked:
                     self._good[row.serial] = Peer(row.node, row.serial, row.not_after)
 
-    async def check(self, serial: str, node: str) -> Peer:
-        """The peer, if its certificate is one of ours, of that node, in time and not revoked.
+    async def check(self, serial: str, node: str, lapsed: Lapsed = Lapsed.REFUSED) -> Peer:
+        """The peer, if its certificate is one of ours, of that node, not revoked, and in time or `lapsed` allows it.
 
         Raises Forbidden `revoked`, `certificate-unknown`, `certificate-expired`.
         """
@@ -55,11 +69,15 @@ class Standing:
             raise Forbidden(
                 "certificate-unknown", f"cannot serve {node}: the certificate {serial} is another node's"
             )
-        if peer.not_after <= self._now():
+        if peer.not_after <= self._now() and not self._serves_lapsed(node, lapsed):
             raise Forbidden(
-                "certificate-expired", f"cannot serve {node}: the certificate {serial} has expired"
+                "certificate-expired",
+                f"cannot serve {node}: the certificate {serial} has expired; get the next one by POST /v1/renew",
             )
         return peer
+
+    def _serves_lapsed(self, node: str, lapsed: Lapsed) -> bool:
+        return lapsed is Lapsed.SERVED or (lapsed is Lapsed.WHILE_RECOVERED and self.recovered(node))
 
     async def _look_up(self, serial: str) -> Peer:
         row, counted = None, -1

@@ -1,14 +1,16 @@
 """Parcels on their way through control channels: who is next, and what came of it.
 
-At most one transfer of a node and MOST_AT_ONCE of this server are under way; the rest wait in the order in which
-they were asked for. A transfer of a wish that failed is tried again after a rest, while the wish stands.
+At most one transfer of a node and MOST_AT_ONCE of each kind are under way; the rest wait in the order in which they
+were asked for. What operators ask for is one kind, what beacons need another, all else the third: slow nodes keep
+none but their own kind waiting. A transfer of a wish that failed is tried again after a rest, while the wish stands.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -111,7 +113,7 @@ class Transfers:
     def ask(self, request: Request) -> bool:
         """Send it when its turn has come. False: something waits for this node already, or the server stops.
 
-        What an operator or a beacon asks for goes before a wish.
+        What an operator or a beacon asks for takes the place of the node's wish.
         """
         node = request.node
         if self._closed:
@@ -121,7 +123,7 @@ class Transfers:
         if node in self._waiting:
             return False
         self._waiting[node] = request
-        self._next()
+        self._next((node,))
         return True
 
     def cancel(self, node: str) -> None:
@@ -136,9 +138,14 @@ class Transfers:
         if request is not None:
             self._tell(request, Ended(DROPPED))
 
-    def _next(self) -> None:
-        free = rules.MOST_AT_ONCE - len(self._running)
-        for node in [node for node in self._waiting if node not in self._running][: max(0, free)]:
+    def _next(self, nodes: Iterable[str]) -> None:
+        """Begin what waits for these nodes, as far as there are places."""
+        places = Counter(_kind(sending.request) for sending in self._running.values())
+        for node in nodes:
+            kind = _kind(self._waiting[node])
+            if node in self._running or places[kind] >= rules.MOST_AT_ONCE:
+                continue
+            places[kind] += 1
             sending = self._running[node] = Sending(self._waiting.pop(node), self._tools)
             self._start(self._run(sending))
 
@@ -150,7 +157,7 @@ class Transfers:
             del self._running[sending.request.node]
             if not self._closed:
                 self._tell(sending.request, ended)
-                self._next()
+                self._next(tuple(self._waiting))
 
     def _tell(self, request: Request, ended: Ended) -> None:
         if request.line != rules.RECOVERY:  # a recovery shows its core's way as a part of its own
@@ -230,3 +237,7 @@ class Transfers:
 def _outdated(request: Request, still: set[tuple[str, str]]) -> bool:
     mine = request.cause in (WISH, TROUBLE) and request.line != rules.RECOVERY
     return mine and (request.line, request.digest) not in still
+
+
+def _kind(request: Request) -> str:
+    return request.cause if request.cause in (OPERATOR, BEACON) else WISH

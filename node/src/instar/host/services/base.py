@@ -22,6 +22,10 @@ KEPT = ("PATH", "LANG", "LC_ALL", "TERM")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # a daemon's own may lack the sbin ones
 
 
+class NoAnswerError(MachineError):
+    """A manager's program did not come to its end in time: what it would have said is not known."""
+
+
 class Services(Protocol):
     """Idempotent. Each call is bounded, and raises MachineError when it cannot be done."""
 
@@ -89,7 +93,7 @@ def call(words: list[str], doing: str, within_s: float = CALL_S, good: tuple[int
     """Run a manager's program to its end; what it said.
 
     Raises MachineError `<program>-failed`: 'cannot <doing>: …' with its last words, or with the way out
-    where the program is not there.
+    where the program is not there; NoAnswerError when it takes too long.
     """
     code = f"{Path(words[0]).name}-failed"
     environment = {name: os.environ[name] for name in KEPT if name in os.environ}
@@ -109,7 +113,7 @@ def call(words: list[str], doing: str, within_s: float = CALL_S, good: tuple[int
         text = f"cannot {doing}: {words[0]} is not on this machine; {way_out}"
         raise MachineError(code, text) from None
     except subprocess.TimeoutExpired:
-        raise MachineError(code, f"cannot {doing}: {words[0]} had no answer within {within_s:g} s") from None
+        raise NoAnswerError(code, f"cannot {doing}: {words[0]} had no answer within {within_s:g} s") from None
     except OSError as error:
         raise MachineError(code, f"cannot {doing}: {words[0]}: {error.strerror}") from None
     said = done.stdout.decode(errors="replace").strip()

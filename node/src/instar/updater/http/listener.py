@@ -1,8 +1,10 @@
 """Accepts on the Unix socket and the TCP port; each connection is served in a thread of its own.
 
-What strangers can take from each other is bounded by the number of connections, in all and from one address;
-the local socket has places of its own, so that nobody out there keeps the node's own commands waiting. A
-port that another program has is said once, and tried again every minute.
+Whoever has not yet shown an operator's certificate is a stranger. Strangers have few places, in all and from
+one address, and one that comes when they are taken has the place of the one that was there longest; so they
+neither keep operators out, who may come from the same address, nor the updater from leaving. Operators have
+places of their own, and so has the local socket. A port that another program has is said once, and tried again
+every minute.
 """
 
 from __future__ import annotations
@@ -14,22 +16,40 @@ import selectors
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from instar.core.errors import MachineError
 from instar.core.settings import host_port
 
-MOST_CONNECTIONS, MOST_FROM_ONE = 16, 4
+MOST_CONNECTIONS = 16  # on the local socket; as many of operators, and as many of strangers
+MOST_FROM_ONE = 4  # strangers
 BACKLOG = 16
 AGAIN_S = 0.2  # after an accept that failed, or that there was no place for
 RETRY_S = 60.0  # until a port that another program has is tried again
 SYSTEMD_FD = 3  # the first of sd_listen_fds(3)
 MOST_HANDED_IN = 8
 
-Serve = Callable[[socket.socket, str], None]  # the connection, and the address of a peer over TCP
+Local = Callable[[socket.socket], None]
+Admit = Callable[
+    [], None
+]  # says that this is an operator; raises MachineError when there is no place for one
+Remote = Callable[[socket.socket, str, Admit], None]  # the connection, and the address of its peer
 
 log = logging.getLogger("instar.updater")
+
+
+class _Guest:
+    """One connection. `handle` is a second descriptor of it: TLS takes the first one away."""
+
+    def __init__(self, kind: str, address: str, handle: socket.socket | None) -> None:
+        self.kind, self.address, self.handle = kind, address, handle
+
+    def turn_out(self) -> None:
+        """Whoever serves it finds it at its end."""
+        if self.handle is not None:
+            with contextlib.suppress(OSError):
+                self.handle.shutdown(socket.SHUT_RDWR)
 
 
 class Listener:
@@ -39,10 +59,11 @@ class Listener:
     of a node whose `api` is '' is answered by closing, for systemd listens on it anyhow.
     """
 
-    def __init__(self, path: Path, api: str, local: Serve, remote: Serve, retry_s: float = RETRY_S) -> None:
+    def __init__(self, path: Path, api: str, local: Local, remote: Remote, retry_s: float = RETRY_S) -> None:
         self._local, self._remote, self._retry_s = local, remote, retry_s
         self._lock = threading.Lock()
-        self._places: Counter[str] = Counter()  # by kind, and by address
+        self._served: set[_Guest] = set()  # of the local socket, and operators
+        self._strangers: list[_Guest] = []  # in the order in which they came
         self._leaving = False
         self._failed = ""
         self._due = 0.0
@@ -64,11 +85,12 @@ class Listener:
 
     def leave(self) -> bool:
         """Whether nobody is being served, so that this process may end; nobody new is accepted from then on.
+        Strangers are not served.
 
         Under systemd, whoever comes then waits for the next updater.
         """
         with self._lock:
-            self._leaving = self._places["local"] + self._places["tcp"] == 0
+            self._leaving = not self._served
             return self._leaving
 
     def stay(self) -> None:
@@ -97,48 +119,82 @@ class Listener:
     def _accept(self, listener: socket.socket, kind: str) -> bool:
         """Take one connection; False when there is no place for one of our own machine, which then waits."""
         with self._lock:
-            if self._leaving or (kind == "local" and self._places[kind] >= MOST_CONNECTIONS):
+            if self._leaving or (kind == "local" and self._count("local") >= MOST_CONNECTIONS):
                 return False
             connection, peer = listener.accept()
-            address = str(peer[0]) if kind != "local" else ""
-            full = self._places[kind] >= MOST_CONNECTIONS or self._places[address] >= MOST_FROM_ONE
-            if kind == "closed" or (kind == "tcp" and full):
+            if kind == "closed":
                 connection.close()
                 return True
-            self._places[kind] += 1
-            if address:
-                self._places[address] += 1
+            try:
+                guest = _Guest(kind, "", None)
+                if kind != "local":
+                    guest = _Guest(kind, str(peer[0]), connection.dup())
+            except OSError:
+                connection.close()
+                raise
+            if kind == "local":
+                self._served.add(guest)
+            else:
+                self._make_room(guest.address)
+                self._strangers.append(guest)
         thread = threading.Thread(
-            target=self._serve, args=(connection, kind, address), name=f"api-{kind}", daemon=True
+            target=self._serve, args=(connection, guest), name=f"api-{kind}", daemon=True
         )
         try:
             thread.start()
         except RuntimeError:
-            self._ended(connection, kind, address)
+            self._ended(connection, guest)
             raise
         return True
 
-    def _serve(self, connection: socket.socket, kind: str, address: str) -> None:
+    def _count(self, kind: str) -> int:
+        return sum(guest.kind == kind for guest in self._served)
+
+    def _make_room(self, address: str) -> None:
+        """Turn out the stranger who has been there longest, of those from `address` or of all."""
+        from_there = [guest for guest in self._strangers if guest.address == address]
+        if len(from_there) >= MOST_FROM_ONE:
+            oldest = from_there[0]
+        elif len(self._strangers) >= MOST_CONNECTIONS:
+            oldest = self._strangers[0]
+        else:
+            return
+        self._strangers.remove(oldest)
+        oldest.turn_out()
+
+    def _admit(self, guest: _Guest) -> None:
+        """No stranger any more. Raises MachineError `no-place`."""
+        with self._lock:
+            if guest not in self._strangers:  # turned out, or said twice
+                return
+            if self._leaving or self._count("tcp") >= MOST_CONNECTIONS:
+                got = "an updater that is leaving" if self._leaving else "one more"
+                text = f"cannot serve: expected at most {MOST_CONNECTIONS} operators at a time, got {got}"
+                raise MachineError("no-place", text)
+            self._strangers.remove(guest)
+            self._served.add(guest)
+
+    def _serve(self, connection: socket.socket, guest: _Guest) -> None:
         try:
-            if kind == "local":
-                self._local(connection, address)
+            if guest.kind == "local":
+                self._local(connection)
             else:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._remote(connection, address)
+                self._remote(connection, guest.address, lambda: self._admit(guest))
         except OSError as error:
-            log.debug("a connection of %s ended: %s", address or "this machine", error)
+            log.debug("a connection of %s ended: %s", guest.address or "this machine", error)
         finally:
-            self._ended(connection, kind, address)
+            self._ended(connection, guest)
 
-    def _ended(self, connection: socket.socket, kind: str, address: str) -> None:
+    def _ended(self, connection: socket.socket, guest: _Guest) -> None:
         with contextlib.suppress(OSError):
             connection.close()
         with self._lock:
-            self._places[kind] -= 1
-            if address:
-                self._places[address] -= 1
-                if not self._places[address]:
-                    del self._places[address]
+            self._served.discard(guest)
+            if guest in self._strangers:
+                self._strangers.remove(guest)
+            if guest.handle is not None:
+                guest.handle.close()  # under the lock: nobody may be turning it out
 
     def _bind_if_due(self) -> float | None:
         """Listen on the TCP port unless that is done; seconds until it is to be tried again, None for never."""

@@ -18,6 +18,7 @@ from instar.updater.http.answers import Answer, Stream, encode, encode_stream_he
 from instar.updater.http.calls import Call, Services
 from instar.updater.http.connection import Body, Connection, GoneError
 from instar.updater.http.heads import Head, parse
+from instar.updater.http.listener import Admit
 from instar.updater.http.routes import NoMethodError, find, handle
 
 HANDSHAKE_S = 5.0
@@ -40,7 +41,9 @@ class Secure:
         self._context: tuple[tuple[int, ...], ssl.SSLContext] | None = None
         self._say_from = 0.0
 
-    def serve(self, connection: socket.socket, address: str) -> None:
+    def serve(self, connection: socket.socket, address: str, admit: Admit) -> None:
+        """`admit` is called once an operator has shown his certificate; anybody else is told at once, and
+        no word of his is read."""
         try:
             context = self._made(self._services.layout)
             connection.settimeout(HANDSHAKE_S)
@@ -54,7 +57,16 @@ class Secure:
             except OSError as error:
                 self._say(address, error)
                 return
-            serve(secure, b"", caller_of(secure.getpeercert()), self._services)
+            caller = caller_of(secure.getpeercert())
+            if isinstance(caller, InstarError):
+                _turn_away(secure, caller)
+                return
+            try:
+                admit()
+            except MachineError as error:
+                _turn_away(secure, error)
+                return
+            serve(secure, b"", caller, self._services)
             with contextlib.suppress(OSError, ValueError):
                 secure.settimeout(GOODBYE_S)
                 secure.unwrap()
@@ -77,6 +89,13 @@ class Secure:
             log.warning(
                 "the API has turned %s away: %s", address, ascii(str(error) or type(error).__name__)[1:-1]
             )
+
+
+def _turn_away(secure: ssl.SSLSocket, why: InstarError) -> None:
+    connection = Connection(secure)
+    with contextlib.suppress(GoneError):
+        connection.send(encode(refusal(why), keeps=False))
+        connection.finish()
 
 
 def caller_of(certificate: Any) -> Caller:
