@@ -31,7 +31,7 @@ test-all: lint types imports ## Like test, with the slow tests
 	@$(PYTEST) -m "not soak and not os" $(ARGS)
 
 test-os: setup ## Tests that need root, systemd containers or virtual machines
-	@INSTAR_OS_REQUIRED=1 $(PYTEST) -n 0 -m "not soak" tests/os $(ARGS)
+	@INSTAR_OS_REQUIRED=1 $(PYTEST) -m "not soak" tests/os $(ARGS)
 
 soak: setup ## Tests that run for a long time
 	@$(PYTEST) -n 0 -m soak $(ARGS)

@@ -271,10 +271,10 @@ class Local:
         self._repository = repository
 
     def upload(self, path: str, file: Path, progress: Any = None) -> dict[str, Any]:
-        temporary = self._repository.blob_staging() / "part"
+        temporary = self._repository.blobs.staging / "part"
         shutil.copy(file, temporary)
         progress(file.stat().st_size, file.stat().st_size)
-        return {"sha256": self._repository.add_blob(temporary, path.removeprefix("/blobs/")).sha256}
+        return {"sha256": self._repository.blobs.add(temporary, path.removeprefix("/blobs/")).sha256}
 
     def put_bytes(self, path: str, data: bytes, content_type: str = "application/json") -> dict[str, Any]:
         publish = {

@@ -230,10 +230,10 @@ def test_blob_that_rotted_on_the_servers_disk(world: World) -> None:
 
 
 def test_blob_that_is_not_what_the_uploader_said(world: World) -> None:
-    temporary = world.repository.blob_staging() / "part"
+    temporary = world.repository.blobs.staging / "part"
     temporary.write_bytes(b"abc")
     with pytest.raises(InputError) as caught:
-        world.repository.add_blob(temporary, "0" * 64)
+        world.repository.blobs.add(temporary, "0" * 64)
     assert caught.value.code == "blob-mismatch"
     assert temporary.exists()
 

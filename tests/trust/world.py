@@ -113,9 +113,9 @@ class World:
         return data
 
     def add_blob(self, data: bytes) -> str:
-        temporary = self.repository.blob_staging() / "upload.part"
+        temporary = self.repository.blobs.staging / "upload.part"
         temporary.write_bytes(data)
-        return self.repository.add_blob(temporary).sha256
+        return self.repository.blobs.add(temporary).sha256
 
     def with_release(self, release: Release, expires: datetime | None = None) -> bytes:
         """Unsigned targets metadata with one release more; its blob is uploaded."""

@@ -76,7 +76,7 @@ class Server:
         renew_server_certificate(layout, settings, self._ca, now())
         self._tls = tls_context(layout.certificate, self._ca.pem)
         self.repository = Repository.open(layout.trust, load_online(layout.online), moment(now()))
-        for left in self.repository.blob_staging().glob(".upload-*"):
+        for left in self.repository.blobs.staging.glob(".upload-*"):
             left.unlink()  # an upload that a kill cut short
         self._database = Database(layout.database)
         self._wire()
@@ -142,7 +142,8 @@ class Server:
         enrolment = Enrolment(
             database, bus, self._ca, settings.certificate_days * 86400, now, chance, settings.wrong_tokens
         )
-        board, parcels = Board(bus, now), Parcels(self.repository, self.layout.parcels)
+        board = Board(bus, now)
+        parcels = self._parcels = Parcels(self.repository, self.layout.parcels)
         cores, fleet = Recoveries(self.repository), Fleet(database, presence, self._observations)
         terms = Terms(settings.native_block, settings.native_window, settings.native_rate)
         transfers = Transfers(Tools(parcels, presence, board, terms, now, chance), history, bus)
@@ -217,6 +218,7 @@ class Server:
         self._verdicts.close()
         self._orders.close()
         await self._transfers.close()
+        await self._parcels.close()
         try:
             async with asyncio.timeout(within_s):
                 await asyncio.gather(*ports)

@@ -5,10 +5,18 @@ from __future__ import annotations
 import math
 
 from instar.core.errors import InputError, InstarError, MachineError, TrustError
-from instar_server.domain.errors import Conflict, Forbidden, NotFound, TooLarge, TooMany, Unauthenticated
+from instar_server.domain.errors import (
+    Conflict,
+    Forbidden,
+    NotFound,
+    Precondition,
+    TooLarge,
+    TooMany,
+    Unauthenticated,
+)
 
 _STATUS: tuple[tuple[type[InstarError], int], ...] = (
-    (NotFound, 404), (Conflict, 409), (TooLarge, 413), (InputError, 400), (TrustError, 400),
+    (NotFound, 404), (Conflict, 409), (Precondition, 412), (TooLarge, 413), (InputError, 400), (TrustError, 400),
     (Forbidden, 403), (Unauthenticated, 401), (TooMany, 429), (MachineError, 503),
 )  # fmt: skip
 

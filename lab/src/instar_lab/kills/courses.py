@@ -1,68 +1,18 @@
-"""What a ward goes through while it is killed: a service module's way, restarts, jobs.
-
-A course is made for each row. It brings the ward to where it begins, sets one thing going, says when that has
-come to its end, and then what is not as it must be.
-"""
+"""All courses: a service module's way, restarts, jobs."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from instar.core.errors import InstarError
 from instar.core.journal import Progress
 from instar.host.line import Line as Store
 from instar.targets.module_store import retirement
 from instar_lab import machine
 from instar_lab.kills import killing
+from instar_lab.kills.course import BEGUN_S, Course, unfetch, version_of
 from instar_lab.kills.modules import BAD, BETTER, GOOD, MARK, MEMORY, marks
+from instar_lab.kills.restarts import LocalAgent, LocalModule, RestartAgent, RestartModule
 from instar_lab.kills.ward import ANSWER_S, FINAL, Ward
-
-BEGUN_S = 20.0
-WITHIN_S = 10.0  # of a restart
-
-
-class Course:
-    """`about` is for the table's heading."""
-
-    name = about = ""
-
-    def __init__(self, ward: Ward) -> None:
-        self.ward = ward
-
-    def prepare(self) -> None:
-        """Bring the ward to where it begins; nothing is killed meanwhile. Raises InstarError."""
-
-    def begin(self) -> None:
-        """Set it going."""
-        raise NotImplementedError
-
-    def ended(self) -> bool:
-        """Whether it came to an end, so far as can be seen now."""
-        raise NotImplementedError
-
-    def fault(self) -> str:
-        """What is wrong now that it has ended; '' for nothing. Asked again for a while."""
-        return ""
-
-    def last(self) -> str:
-        """What is wrong for good, asked once at the very end."""
-        return self.ward.remembers() if self.ward.memory.current() else ""
-
-    def outcome(self) -> str:
-        raise NotImplementedError
-
-    def runs(self, version: str) -> None:
-        """See that the service module runs, in any good version if none is named ('')."""
-        has = version_of(self.ward.memory.current())
-        if has in ((GOOD, BETTER) if not version else (version,)):
-            return
-        self.ward.want(version or GOOD)
-        machine.wait_for(
-            lambda: version_of(self.ward.memory.current()) == (version or GOOD) and not self.ward.fault(),
-            f"{MEMORY} {version or GOOD}", BEGUN_S, lambda: f"{self.ward.fault()}\n{self.ward.node.logs(40)}", 0.03,
-        )  # fmt: skip
-
 
 # --- the module's line
 
@@ -162,114 +112,6 @@ class Retire(Line):
             return f"its retirement is not done: {found}"
         left = [name for name in self.ward.memory.names() if name == self._origin]
         return super().fault() or (f"{left} is left over" if left else "")
-
-
-# --- restarts
-
-
-class Restart(Course):
-    """Ordered by the server, or on the node."""
-
-    modules: tuple[str, ...] = ()
-    agent = local = False
-
-    def __init__(self, ward: Ward) -> None:
-        super().__init__(ward)
-        self._order = self._id = ""
-        self._known: set[str] = set()
-        self._pids: dict[str, int] = {}
-        self._begun = 0.0
-        self._end: dict[str, Any] = {}
-
-    def prepare(self) -> None:
-        self.runs("")
-
-    def begin(self) -> None:
-        self._pids, self._known = dict(self.ward.said("agent", "health")["pids"]), self._commands()
-        self._begun = time.monotonic()
-        wanted = {"modules": list(self.modules), "agent": self.agent, "within_s": WITHIN_S}
-        if not self.local:
-            self._order = self.ward.order("/restarts", **wanted)
-            return
-        try:
-            self._id = self.ward.said("agent", "restart", **wanted)["id"]
-        except InstarError:
-            return  # killed before it could answer: whether it was asked is seen on the disk
-
-    def ended(self) -> bool:
-        return bool(self._status())
-
-    def fault(self) -> str:
-        status = self._status()
-        if not status:
-            return f"the command {self._id} has not ended"
-        if self._end and status != self._end:
-            return f"it had ended as {self._end}, now it is {status}"
-        self._end = status
-        if status["how"] != "success":
-            return f"it ended as {status}"
-        said = self.ward.said("agent", "health")
-        same = [name for name, pid in self._pids.items() if said["pids"].get(name) == pid]
-        if self.agent and time.monotonic() - said["uptime_s"] < self._begun:
-            same.append(
-                "agent"
-            )  # its process may be the same: it can become the launcher, and so the next agent
-        return f"it ended well, and {same} was not restarted" if same else ""
-
-    def last(self) -> str:
-        told = self.ward.told(self._id)
-        if told != 1:
-            return f"the server's history has {told} ends of {self._id}"
-        return super().last()
-
-    def outcome(self) -> str:
-        status = self._status()
-        return f"{status.get('how', 'no end')} {status.get('code', '')}".strip()
-
-    def _status(self) -> dict[str, Any]:
-        """How it ended, {} while it has not: by the server's row, or its history and the node's own word."""
-        if self._order:
-            row = self.ward.row(self._order)
-            self._id = row["id"]
-            how = "success" if row["ok"] else "failure"
-            final = {"how": how, "code": row["code"], "state": row["state"], "ended": row["ended_at"]}
-            return final if row["state"] in FINAL else {}
-        if not self._id:
-            new = self._commands() - self._known
-            self._id = next(iter(new), "")
-        if not self._id or not self.ward.told(self._id):
-            return {}
-        said = self.ward.said("agent", "command", id=self._id)
-        how = str(said["status"])
-        final = {"how": how, "code": said["code"], "ended": said["ended"]}
-        return final if how in ("success", "failure", "timeout") else {}
-
-    def _commands(self) -> set[str]:
-        """The ids of all commands that the node has on its disk."""
-        return {
-            path.name.split(".", 1)[1].removesuffix(".json")
-            for path in self.ward.layout.commands.rglob("*.json")
-        }
-
-
-class RestartModule(Restart):
-    name, about = "restart-module", "a restart of a module, ordered by the server"
-    modules = (MEMORY,)
-
-
-class RestartAgent(Restart):
-    name, about = "restart-agent", "a restart of the agent and its modules, ordered by the server"
-    agent = True
-
-
-class LocalModule(Restart):
-    name, about = "local-restart-module", "a restart of a module, ordered on the node"
-    modules, local = (MEMORY,), True
-
-
-class LocalAgent(Restart):
-    name, about = "local-restart-agent", "a restart of the agent and its modules, ordered on the node"
-    agent = local = True
 
 
 # --- jobs
@@ -384,22 +226,3 @@ COURSES: tuple[type[Course], ...] = (
     RestartModule, RestartAgent, LocalModule, LocalAgent,
     Job, Fetched, Cancelled, Asked,
 )  # fmt: skip
-
-
-def version_of(release: str) -> str:
-    """'' for no release."""
-    return release.rpartition("-")[0]
-
-
-def unfetch(line: Store, version: str) -> None:
-    """Remove the release of this version, '' for all of them, so that it is fetched anew."""
-    if not line.layout.releases.exists():
-        return
-    lock = line.lock()
-    lock.acquire(BEGUN_S)
-    with lock:
-        if line.previous() != line.current() and version in ("", version_of(line.previous())):
-            line.layout.previous.unlink(missing_ok=True)
-        for release in line.names():
-            if version in ("", version_of(release)):
-                line.remove_release(release)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from instar.core.errors import InstarError, MachineError
 from instar_lab import machine
 from instar_lab.kills import killing, modules
-from instar_lab.kills.courses import Course
+from instar_lab.kills.course import Course
 from instar_lab.kills.run import KILLED_S, SETTLED_S, Range
 from instar_lab.kills.scenario import OLD, Point, Row
 from instar_lab.kills.ward import Ward

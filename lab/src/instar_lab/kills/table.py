@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from instar_lab.kills.courses import COURSES, Course
+from instar_lab.kills.course import Course
+from instar_lab.kills.courses import COURSES
 from instar_lab.kills.document import document, headings
 from instar_lab.kills.lanes import Lanes, Run
 from instar_lab.kills.run import Range

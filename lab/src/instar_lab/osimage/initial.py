@@ -14,9 +14,12 @@ from instar_lab.osimage import guest
 from instar_lab.osimage.packages import BUSYBOX, PATH, unpacked
 
 DRIVERS = (
-    "dm-verity", "erofs", "efivarfs", "nls_cp437", "nls_ascii", "vfat", "virtio_pci", "virtio_net", "qemu_fw_cfg",
-    "softdog",
+    "i6300esb", "crc32c_generic", "libcrc32c", "nvme", "dm-verity", "erofs", "ext4", "efivarfs", "nls_cp437",
+    "nls_ascii", "vfat", "virtio_pci", "virtio_net", "virtio_console", "qemu_fw_cfg",
 )  # fmt: skip
+# What the kernel takes from its command line for what is built in, a module has to be told. The watchdog goes on
+# while one kernel jumps into the next: else nobody ends one that hangs before it has drivers.
+ARGUMENTS = {"watchdog": "stop_on_reboot=0", "i6300esb": "heartbeat=60"}
 MAPPER = ("dmsetup", "libdevmapper1.02.1", "libc6", "libselinux1", "libudev1", "libpcre2-8-0")
 LIBRARIES = (
     "libdevmapper.so.1.02.1",
@@ -43,7 +46,8 @@ def build(kernel: Path, cache: Path, out: Path) -> None:
         order = _ordered(kernel)
         for driver in order:
             shutil.copy(driver, root / "modules" / driver.name)
-        (root / "modules/order").write_text("".join(f"{driver.name}\n" for driver in order))
+        lines = [f"{driver.name} {ARGUMENTS.get(driver.stem, '')}".rstrip() for driver in order]
+        (root / "modules/order").write_text("\n".join(lines) + "\n")
         _pack(root, out)
 
 
@@ -72,7 +76,7 @@ def _ordered(kernel: Path) -> list[Path]:
             add(each)
         order.append(path)
 
-    for driver in ("libcrc32c", *DRIVERS):
+    for driver in DRIVERS:
         add(driver)
     return order
 

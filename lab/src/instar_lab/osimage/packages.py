@@ -12,7 +12,7 @@ from pathlib import Path
 from instar.core.errors import MachineError
 
 FETCH_S = 300.0
-KERNEL = "linux-image-cloud-amd64"
+KERNEL = "linux-image-amd64"  # the one for clouds has no watchdog that outlives kexec
 
 # What the images are built with, and run by: program -> Debian package.
 NEEDED = {
@@ -25,13 +25,16 @@ NEEDED = {
     "mkfs.ext4": "e2fsprogs",
     "cpio": "cpio",
     "zstd": "zstd",
+    "sbsign": "sbsigntool",
 }
 FILES = {
     Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub"): "systemd-boot-efi",
     Path("/usr/share/OVMF/OVMF_CODE_4M.fd"): "ovmf",
     Path("/bin/busybox"): "busybox-static",
+    Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi"): "systemd-boot-efi",
+    Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"): "ovmf",
 }
-STUB, FIRMWARE, BUSYBOX = FILES
+STUB, FIRMWARE, BUSYBOX, LOADER, SECURE_FIRMWARE = FILES
 
 
 def missing() -> list[str]:

@@ -22,7 +22,14 @@ NOT_NEEDED = (
 )  # fmt: skip
 MERGED = ("bin", "sbin", "lib", "lib64")
 FOLDERS = ("proc", "sys", "dev", "run", "tmp", "efi", "data", "etc", "var")
-APPLETS = ("sh", "mount", "ip", "cat", "ls", "sync", "reboot", "dmesg")
+APPLETS = ("sh", "mount", "umount", "ip", "cat", "ls", "sync", "dmesg", "kill", "sleep", "dd", "cp", "rm", "df")
+RELEASE = """\
+ID=instar-lab
+PRETTY_NAME="Instar lab {version}"
+VERSION_ID={version}
+IMAGE_ID=lab
+IMAGE_VERSION={version}
+"""
 
 
 def build(folder: Path, version: str, broken: str, extra: Mapping[str, bytes], cache: Path) -> None:
@@ -39,12 +46,19 @@ def build(folder: Path, version: str, broken: str, extra: Mapping[str, bytes], c
     for applet in APPLETS:
         (programs / applet).symlink_to("busybox")
     (programs / "python3").symlink_to("python3.11")
-    first = importlib.resources.files(guest) / "process_one.py"
-    (folder / "usr/lib/process_one.py").write_bytes(first.read_bytes())
+    for name in ("process_one.py", "hands.py"):
+        (folder / "usr/lib" / name).write_bytes((importlib.resources.files(guest) / name).read_bytes())
     init = folder / "usr/sbin/init"
     init.write_text("#!/usr/bin/sh\nexec /usr/bin/python3 -I -S -u /usr/lib/process_one.py\n")
-    init.chmod(0o755)
+    down = programs / "reboot"
+    down.write_bytes((importlib.resources.files(guest) / "reboot").read_bytes())
+    for program in (init, down):
+        program.chmod(0o755)
+    (programs / "poweroff").symlink_to("reboot")
+    (folder / "etc/os-release").write_text(RELEASE.format(version=version))
     (folder / "etc/lab-version").write_text(f"{version} {broken}".strip() + "\n")
+    if broken == "no-agent":
+        shutil.rmtree(folder / "usr/lib/python3.11/asyncio")  # of all residents, only the agent needs it
     (folder / "etc/passwd").write_text("root:x:0:0::/:/usr/bin/sh\n")
     (folder / "etc/group").write_text("root:x:0:\n")
     for path, data in extra.items():

@@ -25,10 +25,14 @@ HOST = "10.0.2.2"  # the host as the guest sees it, in QEMU's user network
 
 
 class Vm:
-    """A context manager. `folder` gets `serial.log` and `variables.fd`; `disk` is written to."""
+    """A context manager. `folder` gets `serial.log` and `variables.fd`; `disk` is written to.
 
-    def __init__(self, folder: Path, disk: Path, settings: Mapping[str, Path] | None = None) -> None:
-        self.folder, self.disk = folder, disk
+    `writes`: a file that gets a record of every write to the disk (blocklog.py reads it)."""
+
+    def __init__(
+        self, folder: Path, disk: Path, settings: Mapping[str, Path] | None = None, writes: Path | None = None
+    ) -> None:
+        self.folder, self.disk, self.writes = folder, disk, writes
         self.variables, self.serial = folder / "variables.fd", folder / "serial.log"
         self._settings = settings or {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,7 +58,7 @@ class Vm:
             "-display", "none", "-monitor", "none", "-serial", "stdio", "-nodefaults",
             "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}",
             "-drive", f"if=pflash,format=raw,unit=1,file={self.variables}",
-            "-drive", f"if=none,id=disk,format=raw,cache=writeback,file={self.disk}",
+            *self._drive(),
             "-device", "nvme,drive=disk,serial=1",
             "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci",
         ]  # fmt: skip
@@ -67,6 +71,16 @@ class Vm:
         except OSError as error:
             raise MachineError("no-vm", f"cannot start QEMU: {error}") from None
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+
+    def _drive(self) -> list[str]:
+        if self.writes is None:
+            return ["-drive", f"if=none,id=disk,format=raw,cache=writeback,file={self.disk}"]
+        self.writes.write_bytes(b"")
+        return [
+            "-blockdev", f"driver=raw,node-name=base,file.driver=file,file.filename={self.disk}",
+            "-blockdev", "driver=blklogwrites,node-name=disk,file=base,log-sector-size=512,"
+            f"log.driver=file,log.filename={self.writes}",
+        ]  # fmt: skip
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -115,6 +129,15 @@ class Vm:
         return self._process is not None and self._process.poll() is None
 
     # --- ending
+
+    def wait_end(self, within_s: float) -> None:
+        """Until it has switched itself off. Raises MachineError `not-seen`."""
+        if self._process is not None:
+            try:
+                self._process.wait(within_s)
+            except subprocess.TimeoutExpired:
+                text = f"cannot go on: the machine is not off within {within_s:g} s"
+                raise MachineError("not-seen", text) from None
 
     def cut_power(self) -> None:
         """End it at once. Idempotent."""

@@ -19,6 +19,7 @@ from instar.agent.aside import aside
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.settings import NativeSettings, Settings
 from instar.host.blocks import MOST_ID, RECOVERY, Receiving, Terms, agree, bad_offer, decode_block
+from instar.host.clock import Clock
 from instar.host.config import has_settings, read_config
 from instar.host.files import failed
 from instar.host.incoming import Incoming
@@ -182,7 +183,8 @@ class Native:
             self._send(UpdateHave(offer.id, NEVER, 0, *terms))
             return
         self._incoming.check(offer)
-        installed = FORCE if settings.mode == "force" else await aside(lambda: self._installed(offer.line))
+        forced = settings.mode == "force" and not await aside(lambda: self._was_taken(offer))
+        installed = FORCE if forced else await aside(lambda: self._installed(offer.line))
         receiving = await aside(lambda: self._incoming.open(offer, terms.block))
         if self._left.is_set():
             return
@@ -270,6 +272,16 @@ class Native:
             except InputError as error:
                 log.error("%s; going on with the defaults", error.text)
         return settings.native, settings.native.rate_bytes_s or settings.network.rate_bytes_s
+
+    def _was_taken(self, offer: UpdateOffer) -> bool:
+        """Whether it has been staged for this very wish: one is forced once. An offer that names no wish is always
+        taken."""
+        from instar.engine.journal import Journals  # only a node that is forced needs it
+
+        if not offer.generation:
+            return False
+        journals = Journals(self._layout.journal, Clock())
+        return journals.newest_generation(offer.line, offer.digest, staged=True) >= offer.generation
 
     def _installed(self, line: str) -> str:
         """The digest of what is installed on `line`; '' for nothing."""

@@ -36,6 +36,7 @@ class Node(NamedTuple):
     proxy: Address | None
     wake: WakeSettings = WakeSettings()
     wasmtime: str = ""  # the folder that holds it, where the configuration names one
+    forced: bool = False  # takes what comes through the channel whatever it runs
 
 
 def load_node(layout: Layout) -> Node:
@@ -44,15 +45,16 @@ def load_node(layout: Layout) -> Node:
     A configuration that cannot be read stops nothing: it is said, and the node goes on without it.
     """
     known = read_node(layout)
-    proxy, wake, wasmtime = None, WakeSettings(), ""
+    proxy, wake, wasmtime, forced = None, WakeSettings(), "", False
     if has_settings(layout):
         try:
             settings = read_config(layout)
             wake, wasmtime, text = settings.wake, settings.modules.wasmtime, settings.network.proxy
+            forced = settings.native.mode == "force"
             proxy = address(text, "http", 3128) if text else None
         except InputError as error:
             log.error("%s; going on with the defaults", error.text)
-    return Node(known.node, address(known.server, "https", 443), proxy, wake, wasmtime)
+    return Node(known.node, address(known.server, "https", 443), proxy, wake, wasmtime, forced)
 
 
 def address(url: str, scheme: str, default_port: int) -> Address:

@@ -26,6 +26,7 @@ from instar.host.points import reach
 from instar.host.program import Program
 from instar.version import BUILT
 from instar.wire.messages import (
+    NATIVE_FORCE,
     PROTOCOL,
     AgentUpdate,
     Command,
@@ -67,7 +68,7 @@ def make_hello(program: Program, node: Node, clock: Clock, role: str, tx: str) -
         os=os.uname().sysname.lower(),
         arch=os.uname().machine,
         python=".".join(map(str, sys.version_info[:3])),
-        features=FEATURES,
+        features=[*FEATURES, NATIVE_FORCE] if node.forced else FEATURES,
         built=BUILT,
     )
 

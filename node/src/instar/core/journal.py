@@ -45,19 +45,30 @@ class Begin:
     target: str
     origin: str
     fallback: str
-    cause: str  # wish | rollback | push | recovery
+    cause: str  # wish | rollback | push | recovery | cold-boot
     generation: int = 0
     via: str = ""  # native | push | recovery: how the bytes come; '' for fetching them
     mode: str = ""  # none | reboot | kexec: how a system image is activated; '' for the other lines
+    source: str = ""  # the https URL that a system image's bytes come from; '' for the server
+    override: bool = False  # write a slot also while the running system's cold boot has not been seen
 
     @property
     def release(self) -> Release:
         return Release(self.version, self.digest)
 
+    def is_of(self, line: str, digest: str) -> bool:
+        return (self.line, self.digest) == (line, digest)
+
     @property
     def anew(self) -> bool:
         """Whether it puts the very release there that is there already, since that is damaged or asked for."""
         return self.origin == self.release.name
+
+    @property
+    def forced(self) -> bool:
+        """Whether it puts a release there anew that may well be sound: it has come through the channel again, by a
+        wish that this node takes whatever it runs. What is damaged is fetched, so `via` tells the two apart."""
+        return self.anew and self.via == "native"
 
     @property
     def way_back(self) -> str:
@@ -71,7 +82,7 @@ class Begin:
         return {name: value for name, value in said.items() if value or name not in LATER}
 
 
-LATER = ("via", "mode")
+LATER = ("via", "mode", "source", "override")
 
 
 @dataclass(frozen=True, slots=True)

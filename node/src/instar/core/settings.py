@@ -9,6 +9,7 @@ from typing import Any
 
 from instar.core.errors import InputError
 from instar.core.networks import WakeSettings, address_bytes, network
+from instar.core.releases import version_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,18 @@ class NativeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OsSettings:
+    """The node's own system in two slots of a disk."""
+
+    disk: str = ""  # the device (or an image file) that has both slots; '': this node has none
+    slots: tuple[str, ...] = ("instar-system-a", "instar-system-b")  # names of their partitions
+    esp: str = "/efi"  # where the disk's EFI system partition is mounted
+    hardware: str = ""  # names that bundles may be for, blanks between them; '': as the firmware says
+    answer_s: float = 10.0  # from an activation to the machine's way down
+    min_bundle_version: str = ""  # no older bundle is taken
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     trial: TrialSettings = field(default_factory=TrialSettings)
     rehearsal: RehearsalSettings = field(default_factory=RehearsalSettings)
@@ -73,6 +86,7 @@ class Settings:
     wake: WakeSettings = field(default_factory=WakeSettings)
     modules: ModuleSettings = field(default_factory=ModuleSettings)
     native: NativeSettings = field(default_factory=NativeSettings)
+    os: OsSettings = field(default_factory=OsSettings)
 
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -92,9 +106,12 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "native.block": (1_024, 131_072),
     "native.window": (1, 64),
     "native.rate_bytes_s": (0, 1e12),
+    "os.answer_s": (0.0, 3600.0),
 }
 
 MODES = ("auto", "never", "force")
+ABSOLUTE = ("modules.wasmtime", "os.disk", "os.esp")
+MOST_NAME = 36  # letters of a partition's name (UEFI specification 2.10, table 5.6)
 MOST_NETWORKS = 256
 PROXY = re.compile(r"http://[^\s/?#]+/?")
 # An address, not a name: to listen must not wait for a resolver.
@@ -134,7 +151,7 @@ def _section(name: str, default: Any, table: Mapping[str, Any]) -> Any:
 def _value(path: str, default: Any, value: Any) -> Any:
     kind = type(default)
     if kind is tuple:
-        return _networks(path, value)
+        return _partitions(path, value) if path == "os.slots" else _networks(path, value)
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not fits or isinstance(value, bool):
         raise InputError("bad-config", f"cannot read config: {path}: expected {kind.__name__}, got {value!r}")
@@ -142,7 +159,7 @@ def _value(path: str, default: Any, value: Any) -> Any:
         raise InputError(
             "bad-config", f"cannot read config: {path}: expected http://host:port, got another form"
         )
-    if path == "modules.wasmtime" and value and not value.startswith("/"):
+    if path in ABSOLUTE and not value.startswith("/") and value != default:  # '' where that says 'none'
         raise InputError(
             "bad-config", f"cannot read config: {path}: expected an absolute path, got {value!r}"
         )
@@ -152,6 +169,8 @@ def _value(path: str, default: Any, value: Any) -> Any:
         )
     if path == "updater.api" and value:
         host_port(value)
+    if path == "os.min_bundle_version" and value:
+        _version(path, value)
     if path in BOUNDS:
         low, high = BOUNDS[path]
         if not low <= value <= high:
@@ -168,6 +187,22 @@ def host_port(api: str) -> tuple[str, int]:
         text = f"expected ADDRESS:PORT such as 127.0.0.1:7612 or [::1]:7612, got {api!a:.80}"
         raise InputError("bad-config", f"cannot read config: updater.api: {text}")
     return host, port
+
+
+def _version(path: str, value: str) -> None:
+    try:
+        version_key(value)
+    except InputError as error:
+        raise InputError("bad-config", f"cannot read config: {path}: {error.text}") from None
+
+
+def _partitions(path: str, value: Any) -> tuple[str, ...]:
+    """The names of two partitions."""
+    good = isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
+    if not good or value[0] == value[1] or not all(0 < len(name) <= MOST_NAME for name in value):
+        text = f"expected the names of two partitions, of 1 to {MOST_NAME} letters, got {value!r:.200}"
+        raise InputError("bad-config", f"cannot read config: {path}: {text}")
+    return tuple(value)
 
 
 def _networks(path: str, value: Any) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import Any
 from instar.core.errors import InputError
 from instar.core.modules import MOST_MODULES, module_of
 from instar.core.releases import Release
+from instar.core.system import LINE as SYSTEM
+from instar.core.system import ColdBoot, SystemWish, read_cold_boot, read_system
 
 ORDER = ("updater", "agent")  # the updater first, confirmed, then the agent; then the modules, by name
 
@@ -38,11 +40,15 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The server's answer. `poll_s`: when to ask again without being told to."""
+    """The server's answer. `poll_s`: when to ask again without being told to. `fault`: why what is wanted of the
+    operating system cannot be read; that keeps no program waiting."""
 
     wishes: tuple[Wish, ...]
     poll_s: float
     artifacts: str = ""  # where metadata and targets are served, https://host:port; '' for the server itself
+    system: SystemWish | None = None
+    cold_boot: ColdBoot | None = None
+    fault: str = ""
 
 
 def read_wanted(body: Any) -> Wanted:
@@ -63,7 +69,12 @@ def read_wanted(body: Any) -> Wanted:
             raise ValueError(f"expected artifacts at https://host:port, got {artifacts[:100]!r}")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError("bad-wanted", f"cannot read what is wanted: {error!r}") from None
-    return Wanted(wishes, poll_s, artifacts.rstrip("/"))
+    system, cold_boot, fault = None, None, ""
+    try:
+        system, cold_boot = read_system(lines.get(SYSTEM)), read_cold_boot(body.get("cold_boot"))
+    except InputError as error:
+        fault = error.text
+    return Wanted(wishes, poll_s, artifacts.rstrip("/"), system, cold_boot, fault)
 
 
 def _wish(line: str, fields: Any) -> Wish:

@@ -10,7 +10,8 @@ from typing import Any
 from instar.core import journal as records
 from instar.core.errors import InputError
 from instar.core.journal import Begin, Moment, Progress, Reason, Record
-from instar.core.transaction import Event, Step
+from instar.core.modules import PREFIX
+from instar.core.transaction import Event, State, Step
 from instar.host.clock import Clock
 from instar.host.files import DISK, Disk, failed
 from instar.host.points import reach
@@ -89,10 +90,24 @@ class Journals:
     def unfinished(self) -> list[Journal]:
         return [j for j in self.open_all() if not j.progress.finished]
 
+    def newest_generation(self, line: str, digest: str, staged: bool = False) -> int:
+        """Of the wishes for which a transaction of this release was begun on this line; 0 for none. `staged`:
+        only those count whose bytes have come, or that have ended without them."""
+        of_it = [j.progress for j in self.read_all() if j.progress.begin.is_of(line, digest)]
+        counted = [p for p in of_it if not staged or p.state is not State.OFFERED]
+        return max((progress.begin.generation for progress in counted), default=0)
+
     def prune(self, keep: int) -> None:
-        """Remove the oldest finished journals, so that `keep` of them are left."""
-        finished = [j for j in self.open_all() if j.progress.finished]
+        """Remove the oldest finished journals, so that `keep` of them are left. The newest of each line stays,
+        modules' apart: it says which wish was the last that something was begun for."""
+        journals = self.open_all()
+        newest = {
+            j.progress.begin.line: j.path for j in journals if not j.progress.begin.line.startswith(PREFIX)
+        }
+        finished = [j for j in journals if j.progress.finished]
         for journal in finished[: max(0, len(finished) - keep)]:
+            if journal.path in newest.values():
+                continue
             with contextlib.suppress(FileNotFoundError):
                 self._disk.unlink(journal.path)
 

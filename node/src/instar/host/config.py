@@ -19,6 +19,7 @@ TABLES = (
     b"[wake]",
     b"[modules]",
     b"[native]",
+    b"[os]",
 )
 
 

@@ -54,6 +54,38 @@ class Disk:
         finally:
             os.close(fd)
 
+    def create(self, path: Path, mode: int) -> int:
+        """Make `path` anew, empty, to be filled by `write_at`. The descriptor; nothing is synced."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        try:
+            os.fchmod(fd, mode)
+        except OSError:  # vfat knows no modes
+            pass
+        return fd
+
+    def write_at(self, fd: int, data: bytes, offset: int) -> None:
+        """All of `data` into an open file or device at `offset`; not synced."""
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(fd, view, offset)
+            view, offset = view[done:], offset + done
+
+    def sync_open(self, fd: int) -> None:
+        """All that was written to this open file or device is on the disk when this returns."""
+        os.fsync(fd)
+
+    def write_variable(self, path: Path, data: bytes) -> None:
+        """Give a file of efivarfs its whole content by one call, as the firmware wants it: there when this
+        returns, and never in part."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, data)
+            with contextlib.suppress(OSError):  # for a plain folder; efivarfs has no such call
+                os.ftruncate(fd, len(data))
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def truncate(self, path: Path, size: int) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:

@@ -26,8 +26,11 @@ def server_context(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def client_context(ca: Path, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
-    """A context that trusts `ca` alone, with the node's certificate where one is given.
+def client_context(
+    ca: Path, certificate: Path | None = None, key: Path | None = None, public: bool = False
+) -> ssl.SSLContext:
+    """A context that trusts `ca` alone, with the node's certificate where one is given. `public`: it trusts
+    those whom this machine trusts, too.
 
     Raises MachineError `bad-identity`, naming the file. An expired certificate loads: the server says no.
     """
@@ -35,6 +38,8 @@ def client_context(ca: Path, certificate: Path | None = None, key: Path | None =
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_verify_locations(str(ca))
+        if public:
+            context.load_default_certs()
         if certificate is not None:
             context.load_cert_chain(str(certificate), str(key) if key else None)
     except (OSError, ssl.SSLError) as error:

@@ -29,7 +29,7 @@ class Endpoint:
     """Where the server is and how to get there. `proxy` is `http://host:port`, or ''.
 
     `pin` is the SHA-256, hexadecimal, of the one server certificate (DER) that is accepted; '' for any that
-    the fleet's CA signed.
+    the fleet's CA signed. `public`: certificates that this machine trusts are accepted, too.
     """
 
     server: str
@@ -40,6 +40,7 @@ class Endpoint:
     program: str = ""  # value of the Instar-Program header
     timeout_s: float = 20.0
     pin: str = ""
+    public: bool = False
 
 
 class Transport:
@@ -135,7 +136,7 @@ class Transport:
         if self._connection is None:
             if self._context is None:
                 e = self.endpoint
-                self._context = client_context(e.ca, e.certificate, e.key)
+                self._context = client_context(e.ca, e.certificate, e.key, e.public)
             self._connection = self._new_connection(timeout_s, self._context)
         self._connection.timeout = timeout_s
         if self._connection.sock is not None:

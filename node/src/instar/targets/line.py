@@ -32,7 +32,7 @@ from instar.host.sockets import ask
 from instar.targets import parcels
 from instar.targets.contents import Contents
 from instar.targets.kit import Kit, TrustedTarget
-from instar.targets.unpack import hash_file, unpack
+from instar.targets.unpack import hash_file, replace_files, unpack, unpack_into
 
 LOCK_WAIT_S = 10.0
 HEALTH_WAIT_S = 2.0
@@ -61,9 +61,10 @@ class LineTarget:
         make_folder(staging, 0o700, self.kit.disk)
         make_folder(self.line.layout.releases, 0o755, self.kit.disk)
         check_flags(self.line.layout.releases)
-        archive, valid = staging / "archive", self.line.is_valid(begin.release.name)
-        parcel, target = self._trusted(progress, None if valid else archive)
-        if not valid:
+        archive = staging / "archive"
+        needed = begin.forced or not self.line.is_valid(begin.release.name)
+        parcel, target = self._trusted(progress, archive if needed else None)
+        if needed:
             self._bring(parcel, target, archive)
         return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
 
@@ -114,14 +115,27 @@ class LineTarget:
             self.line.check(release.name)
             return Outcome()
         archive, signed = self._staging(progress) / "archive", progress.data["archive"]
-        if not self.line.is_valid(release.name):
+        valid = self.line.is_valid(release.name)
+        # Of a forced one this step has removed the archive: once it is gone, the files are in place.
+        if not valid or (progress.begin.forced and archive.exists()):
             size, sha256 = hash_file(archive)
             if (size, sha256) != (signed["length"], signed["sha256"]):
                 text = f"the fetched bytes are not the signed ones: SHA-256 {sha256}, not {signed['sha256']}"
                 raise TrustError("altered-blob", text)
-            self.unpack(archive, release)
+            if valid:
+                self._replace(archive, release)
+            else:
+                self.unpack(archive, release)
         remove_tree(self._staging(progress), self.kit.disk)
         return Outcome()
+
+    def _replace(self, archive: Path, release: Release) -> None:
+        """The files of a sound release by those of the archive, which are the same: each by a rename, so that it is
+        whole at any moment, for the launcher and after a power cut."""
+        beside = archive.with_name("files")
+        unpack_into(beside, archive, release, self.kit.disk, self.contents)
+        with self._locked():
+            replace_files(beside, self.line, release.name, self.kit.disk, self.contents)
 
     def rehearse(self, progress: Progress, notes: Notes) -> Outcome:
         raise NotImplementedError

@@ -32,7 +32,7 @@ from instar.host.points import reach
 from instar.host.records import read_quarantine, write_quarantine
 from instar.host.sockets import ask
 from instar.targets.kit import Kit, TrustedTarget
-from instar.targets.slots.platform import Platform
+from instar.targets.slots.platform import Platform, Tell, untold
 from instar.targets.slots.records import SlotRecord, read_records, write_records
 from instar.targets.slots.source import Frames, Place, index, read_head
 from instar.targets.slots.writer import Writer, check_slot
@@ -49,8 +49,8 @@ MANIFEST, KERNEL = "bundle.json", "kernel.efi"
 class OsSlot:
     """Holds only what can be found out again. `answer_s`: from the activation to the machine's way down."""
 
-    def __init__(self, kit: Kit, platform: Platform, answer_s: float = 10.0) -> None:
-        self.kit, self.platform, self.answer_s = kit, platform, answer_s
+    def __init__(self, kit: Kit, platform: Platform, answer_s: float = 10.0, tell: Tell = untold) -> None:
+        self.kit, self.platform, self.answer_s, self.tell = kit, platform, answer_s, tell
         self.path = kit.layout.state / "os" / "slots.json"
 
     # --- what is there
@@ -322,6 +322,9 @@ class OsSlot:
         record = self.records()[running]
         if record.state == "good" and not record.cold_boot_seen:
             self._mark(running, cold_boot_seen=True, why="")
+
+    def adopt(self) -> None:
+        """To be called at each start of the updater, after `cold_boot_seen`."""
 
     def _health(self) -> dict[str, object]:
         try:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from instar.core.errors import InputError, TrustError
+from instar.core.reason import Reason
 from instar.core.releases import Release
+from instar.engine.target import Failed
 from instar.host.files import Disk, failed, make_folder, remove, remove_tree
 from instar.host.line import MANIFEST, VALID, Line
 from instar.host.points import reach
@@ -35,6 +37,37 @@ def unpack(archive: Path, line: Line, release: Release, disk: Disk, contents: Co
         return
     folder = line.folder(release.name)
     remove(folder / VALID, disk) if folder.exists() else None
+    unpack_into(folder, archive, release, disk, contents)
+    line.mark_valid(release.name)
+    disk.sync_folder(line.layout.releases)
+
+
+def replace_files(beside: Path, line: Line, release: str, disk: Disk, contents: Contents = NODE) -> None:
+    """Move the files of the folder `beside` over those of a valid release. Killed anywhere, the release is valid:
+    old and new have the same bytes, by the same manifest. Whoever calls holds the line's lock.
+
+    Raises Failed `other-manifest` (nothing was changed) where it is not the same, MachineError.
+    """
+    folder = line.folder(release)
+    try:
+        data = (beside / MANIFEST).read_bytes()
+        if data != (folder / MANIFEST).read_bytes():
+            text = f"cannot put {release} there anew while it is sound: its manifest is another one"
+            raise Failed(Reason("other-manifest", text), blame=False)
+        paths = [entry.path for entry in contents.read(data).files]
+        for path in (*paths, MANIFEST):
+            disk.rename(beside / path, folder / path)
+            reach("replace:file")
+        for each in sorted({folder, *((folder / path).parent for path in paths)}):
+            disk.sync_folder(each)
+    except OSError as error:
+        raise failed("replace", folder, error) from error
+    reach("replace:files")
+    line.mark_valid(release)
+
+
+def unpack_into(folder: Path, archive: Path, release: Release, disk: Disk, contents: Contents = NODE) -> None:
+    """Make `folder` anew: the files of `release`, checked, without a marker. Raises as `unpack`."""
     remove_tree(folder, disk)
     make_folder(folder, 0o755, disk)
     reach("unpack:folder")
@@ -50,8 +83,6 @@ def unpack(archive: Path, line: Line, release: Release, disk: Disk, contents: Co
     for each in sorted({folder, *((folder / entry.path).parent for entry in manifest.files)}):
         disk.sync_folder(each)
     reach("unpack:files")
-    line.mark_valid(release.name)
-    disk.sync_folder(line.layout.releases)
 
 
 def _extract(archive: Path, folder: Path, disk: Disk, contents: Contents) -> Listing:

@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from instar.core.errors import InstarError, MachineError, ServerUnreachable, TrustError
 from instar.core.journal import Reason
+from instar.core.system import LINE as SYSTEM
 from instar.core.wish import Wanted, read_wanted
 from instar.host.children import run_program
+from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
 from instar.host.line import Line
 from instar.host.program import Program
 from instar.host.records import write_artifacts
-from instar.host.transport import Transport
+from instar.host.transport import Endpoint, Transport, host_port
 from instar.targets.kit import TrustedTarget, Verdict
 from instar.trust.program import program_digest
 
@@ -34,6 +36,7 @@ class ServerClient:
     def __init__(self, transport: Transport, layout: Layout, program: Program) -> None:
         self._transport, self._layout, self._program = transport, layout, program
         self._artifacts: Artifacts | None = None
+        self._foreign: Transport | None = None
 
     def wanted(self, trouble: str = "") -> Wanted:
         """What the server wants. `trouble` tells it why the last try got no further."""
@@ -43,8 +46,10 @@ class ServerClient:
         return wanted
 
     def verdict(self, line: str, phase: str, tx: str, digest: str, wait_s: float) -> Verdict:
-        query = urlencode({"line": line, "phase": phase, "tx": tx, "digest": digest, "wait_s": f"{wait_s:g}"})
-        path = f"/v1/node/verdict?{query}"
+        asked = {"line": line, "phase": phase, "tx": tx, "digest": digest, "wait_s": f"{wait_s:g}"}
+        if line == SYSTEM:  # only what this very boot's agent says counts
+            asked["boot_id"] = Clock().boot_id()
+        path = f"/v1/node/verdict?{urlencode(asked)}"
         body = self._transport.call("GET", path, timeout_s=wait_s + self._transport.endpoint.timeout_s)
         try:
             reason = body.get("reason") or {}
@@ -60,8 +65,33 @@ class ServerClient:
         body = self._transport.call("POST", "/v1/node/events", {"v": 1, "events": events})
         return set(body.get("stored", []))
 
+    def tell_system(self, body: dict[str, Any]) -> None:
+        """What the two slots hold, and how far an update is."""
+        self._transport.call("POST", "/v1/node/system", body)
+
     def source(self) -> Transport:
         return self._artifacts or self._transport
+
+    def elsewhere(self, url: str) -> tuple[Transport, str]:
+        """Where `url` leads, and what to ask for there. The node's certificate is shown to its own server only.
+
+        Raises InputError `bad-url`.
+        """
+        place = host_port(url, "https", 443)
+        parts = urlsplit(url)
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        for own in (self._transport, self._artifacts):
+            if own is not None and place == (own.host, own.port):
+                return own, path
+        server = f"https://{parts.netloc}"
+        if self._foreign is None or self._foreign.endpoint.server != server:
+            if self._foreign is not None:
+                self._foreign.close()
+            known = self._transport.endpoint
+            self._foreign = Transport(
+                Endpoint(server, known.ca, proxy=known.proxy, timeout_s=known.timeout_s, public=True)
+            )
+        return self._foreign, path
 
     def _fetch_from(self, server: str) -> None:
         """Metadata and targets are at `server` by now; '' for where everything else is."""

@@ -33,7 +33,8 @@ from instar.host.transport import Endpoint, Transport
 from instar.targets.kit import Kit
 from instar.updater.api import Api
 from instar.updater.client import ServerClient
-from instar.updater.loop import Loop, previous_release
+from instar.updater.loop import Loop
+from instar.updater.ordered import previous_release
 from instar.updater.orders import Orders
 from instar.updater.rehearse import rehearse
 from instar.updater.reporter import Reporter

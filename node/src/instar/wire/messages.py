@@ -16,6 +16,7 @@ HELLO_WITHIN_S = 10.0
 
 # What a node may say instead of the digest that it has installed (requirement M4).
 NEVER, FORCE = "0" * 96, "f" * 96  # it takes no native update; it takes one whatever it runs
+NATIVE_FORCE = "native-force"  # the feature of a node that says FORCE, once for each wish
 BLOCK_BOUNDS, WINDOW_BOUNDS = (1_024, 131_072), (1, 64)  # bytes, blocks
 
 
@@ -206,7 +207,8 @@ class UpdateOffer:
     """Native update: a parcel of `length` bytes is to come in blocks. `digest` is the program digest wanted.
 
     `sha384` is of the whole parcel, and what a cut transfer is known by when it goes on. `block` (bytes) and
-    `window` (blocks under way) are the most that the server offers; `rate_bytes_s` 0 means no cap.
+    `window` (blocks under way) are the most that the server offers; `rate_bytes_s` 0 means no cap. `generation` is
+    that of the wish that it is sent for; 0: for none.
     """
 
     T: ClassVar[str] = "update-offer"
@@ -220,6 +222,7 @@ class UpdateOffer:
     block: int = 65_536
     window: int = 16
     rate_bytes_s: int = 0
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,11 @@ def transfer_topic(node: str) -> str:
     return f"transfer.{node}"
 
 
+def system_topic(node: str) -> str:
+    """Where it is announced that something about a node's operating system has changed."""
+    return f"system.{node}"
+
+
 def health_topic(node: str) -> str:
     """Where a node's health is announced."""
     return f"health.{node}"

@@ -13,6 +13,10 @@ class Conflict(InputError):
     """The request does not fit what is there now."""
 
 
+class Precondition(InputError):
+    """What was asked for is well formed, and cannot be done with this node as it is."""
+
+
 class Forbidden(InstarError):
     """Known or unknown, this caller may not do this."""
 

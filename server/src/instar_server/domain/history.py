@@ -17,6 +17,8 @@ FIELDS = (
     "node", "n", "source", "id", "tx", "line", "phase", "version", "digest", "from_version",
     "reason_code", "reason_text", "wall", "boot_id", "stored_at",
 )  # fmt: skip
+# Came later: in a hash only where they say something, so that what was written before still fits.
+LATER: dict[str, int | str] = {"generation": 0, "slot": "", "mode": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ def genesis(node: str) -> str:
 
 def link(previous: str, entry: Mapping[str, Any]) -> str:
     """The hash of `entry` after the entry whose hash is `previous`."""
-    body = json.dumps({name: entry[name] for name in FIELDS}, sort_keys=True, separators=(",", ":"))
+    said = {name: entry[name] for name in FIELDS} | {name: entry[name] for name in LATER if entry.get(name)}
+    body = json.dumps(said, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
 
 

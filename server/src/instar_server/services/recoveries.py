@@ -263,8 +263,8 @@ class Recovering:
         """Tell the node to run the core that it has."""
         release, parts = recovery.release, self._parts
         try:
-            sha384 = await asyncio.to_thread(parts.parcels.archive_sha384, release.target)
-            url = await asyncio.to_thread(parts.parcels.url_path, release.target)
+            sha384 = await parts.parcels.archive_sha384(release.target)
+            url = parts.parcels.url_path(release.target)
         except (InstarError, OSError) as error:
             code = error.code if isinstance(error, InstarError) else "disk-failed"
             self._end(recovery, False, code, str(error))

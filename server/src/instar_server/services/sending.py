@@ -144,7 +144,7 @@ class Sending:
 
     async def _send(self) -> Ended:
         """Raises InstarError, OSError."""
-        parcel = await asyncio.to_thread(self._tools.parcels.parcel_of, self.request.target)
+        parcel = await self._tools.parcels.parcel_of(self.request.target)
         with await asyncio.to_thread(parcel.path.open, "rb", 0) as file:
             return await self._converse(parcel, file)
 
@@ -166,7 +166,7 @@ class Sending:
         except _Gone:
             return Ended(CUT, moved=self._moved)
         if transfer.state is State.FAILED and transfer.code == "altered-parcel":
-            await asyncio.to_thread(tools.parcels.forget, parcel)
+            await tools.parcels.doubt(parcel)
         return Ended(transfer.state.value, transfer.code, transfer.text, parcel.sha384, self._moved)
 
     async def _pump(self, channel: Channel, transfer: Transfer, file: BinaryIO) -> None:

@@ -25,6 +25,7 @@ AGENT = (
 )  # fmt: skip
 UPDATER = ("updater_version", "updater_digest", "last_seen")
 HEALTH = ("health_ok", "health", "health_at", "last_seen")
+SYSTEM = ("system", "system_at", "last_seen")
 
 
 _Rows = dict[tuple[str, ...], dict[str, tuple[Any, ...]]]  # columns -> node -> values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
@@ -27,7 +28,8 @@ _KNOWN = Prepared(
         events.c.id == bindparam("b_id"),
     )
 )
-_ADD = Prepared(insert(events).values({name: bindparam(f"b_{name}") for name in (*history.FIELDS, "hash")}))
+_COLUMNS = (*history.FIELDS, *history.LATER, "hash")
+_ADD = Prepared(insert(events).values({name: bindparam(f"b_{name}") for name in _COLUMNS}))
 _MOVE_ON = Prepared(
     update(nodes)
     .where(nodes.c.id == bindparam("b_node"))
@@ -56,7 +58,7 @@ class Events:
                 continue
             known.add(entry["id"])
             n += 1
-            row = {**entry, "node": node, "source": source, "n": n, "stored_at": now}
+            row = {**history.LATER, **entry, "node": node, "source": source, "n": n, "stored_at": now}
             previous = row["hash"] = history.link(previous, row)
             rows.append(row)
         if rows:
@@ -85,6 +87,12 @@ class Events:
         e = events.c
         found = select(e.id).where(e.node == node, e.source == source, e.id.in_(ids))
         return {row.id for row in await self._c.execute(found)}
+
+    async def has_ended(self, node: str, tx: str, phases: Iterable[str]) -> bool:
+        """Whether one of these phases was told of a transaction."""
+        e = events.c
+        found = select(e.seq).where(e.node == node, e.source == "node", e.tx == tx, e.phase.in_(list(phases)))
+        return (await self._c.execute(found.limit(1))).first() is not None
 
     async def of_node(self, node: str, after_n: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """Oldest first, those after number `after_n`."""

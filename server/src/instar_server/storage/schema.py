@@ -6,6 +6,7 @@ A change here needs a migration in `migrations/versions`; a test compares the tw
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     Float,
@@ -78,6 +79,11 @@ nodes = Table(
     # The last entry that was removed because it was old; 0: none was.
     Column("chain_start_n", Integer, nullable=False, server_default="0"),
     Column("chain_start_hash", String(64), nullable=False, server_default=""),
+    # Its operating system in two slots, as it told last: JSON, '' for never. Written in batches.
+    Column("system", Text, nullable=False, server_default=""),
+    Column("system_at", Float),
+    Column("cold_boot_at", Float),  # when the system that runs is to prove a cold boot; null: not wanted, or done
+    Column("cold_boot_generation", Integer, nullable=False, server_default="0"),
     UniqueConstraint("token", "enrol_key"),
 )
 
@@ -228,9 +234,54 @@ events = Table(
     Column("boot_id", String(64), nullable=False),
     Column("stored_at", Float, nullable=False),
     Column("hash", String(64), nullable=False),
+    Column("generation", Integer, nullable=False, server_default="0"),  # of the wish that it is about; 0: none
+    Column("slot", String(8), nullable=False, server_default=""),  # of a system image: a | b
+    Column("mode", String(16), nullable=False, server_default=""),  # of a system image: none | reboot | kexec
     UniqueConstraint("node", "source", "id"),
     UniqueConstraint("node", "n"),
     sqlite_autoincrement=True,
 )
 
 Index("ix_nodes_tx_phase", nodes.c.tx_phase)
+
+system_updates = Table(
+    "system_updates",
+    metadata,
+    Column("id", String(16), primary_key=True),  # os-<12 hex>
+    Column("node", ForeignKey("nodes.id"), nullable=False),
+    Column("generation", Integer, nullable=False),  # counts with those of the wishes
+    Column("name", Text, nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("digest", String(96), nullable=False),  # of the bundle's manifest
+    Column("target", Text, nullable=False),
+    Column("source", Text, nullable=False, server_default=""),  # an https URL; '': from the artifacts
+    Column("mode", String(8), nullable=False),  # none | reboot | kexec
+    Column("override", Integer, nullable=False, server_default="0"),
+    Column("made", Float, nullable=False),
+    Column("made_by", String(16), nullable=False),
+    Column("state", String(16), nullable=False),  # open | confirmed | reverted | cancelled
+    # What the node told of it.
+    Column("tx", String(100), nullable=False, server_default=""),
+    Column("tx_n", Integer, nullable=False, server_default="0"),
+    Column("phase", String(32), nullable=False, server_default=""),
+    Column("activated", Integer, nullable=False, server_default="0"),
+    Column("slot", String(8), nullable=False, server_default=""),
+    Column("code", String(64), nullable=False, server_default=""),
+    Column("text", Text, nullable=False, server_default=""),
+    # Bytes: on the slot, of the image, over the network, from the running slot.
+    Column("done", BigInteger, nullable=False, server_default="0"),
+    Column("total", BigInteger, nullable=False, server_default="0"),
+    Column("fetched", BigInteger, nullable=False, server_default="0"),
+    Column("reused", BigInteger, nullable=False, server_default="0"),
+    Column("ended", Float),
+    UniqueConstraint("node", "generation"),
+)
+
+# One at a time of a node, whoever asks, and through whichever process.
+Index(
+    "uq_system_updates_open",
+    system_updates.c.node,
+    unique=True,
+    sqlite_where=system_updates.c.state == "open",
+    postgresql_where=system_updates.c.state == "open",
+)

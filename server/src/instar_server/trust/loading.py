@@ -1,16 +1,16 @@
-"""Reading a repository's folder back: who may own it, the chain of roots, one file of a role."""
+"""Reading a repository's folder back: who may own it, the chain of roots, what is served beside them."""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from pathlib import Path
 
-from tuf.api.metadata import Metadata, MetaFile, Root
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from instar.core.errors import InputError, MachineError, TrustError
 from instar_server.trust import rules
+from instar_server.trust.online import Signed
 
 
 def hold(folder: Path) -> int:
@@ -63,23 +63,21 @@ def _load_root(folder: Path, version: int) -> Metadata[Root]:
     return metadata
 
 
-def meta_file(version: int, data: bytes) -> MetaFile:
-    return MetaFile(version, len(data), {"sha256": hashlib.sha256(data).hexdigest()})
+def load_served(folder: Path, root: Root) -> tuple[Metadata[Targets], Signed] | None:
+    """What is served beside the roots: the targets, and what the server signed for them. None: nothing yet.
 
-
-def digest_of(path: Path) -> tuple[str, int]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return digest, file.tell()
-
-
-def check_blob(target: str, blob: Path, sha256: str, length: int) -> None:
-    if not blob.is_file():
-        raise InputError(
-            "missing-blob", f"cannot publish {target}: its blob {sha256[:12]} is not here; upload it first"
-        )
-    got, size = digest_of(blob)
-    if size != length:
-        raise InputError("blob-mismatch", f"cannot publish {target}: expected {length} bytes, got {size}")
-    if got != sha256:
-        raise InputError("blob-mismatch", f"cannot publish {target}: expected sha256 {sha256}, got {got}")
+    Raises TrustError when a file is missing or damaged, or the targets are not signed under `root`; whether the
+    server's own signatures are, the caller finds out.
+    """
+    path = folder / "timestamp.json"
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    timestamp = load_one(path, data, Timestamp)
+    snapshot_path = folder / f"{timestamp.signed.snapshot_meta.version}.snapshot.json"
+    snapshot_bytes = bytes_of(snapshot_path)
+    snapshot = load_one(snapshot_path, snapshot_bytes, Snapshot)
+    targets_path = folder / f"{snapshot.signed.meta['targets.json'].version}.targets.json"
+    targets = load_one(targets_path, bytes_of(targets_path), Targets)
+    rules.check_signatures(targets, root, f"root version {root.version}")
+    return targets, Signed(snapshot, snapshot_bytes, timestamp, data)

@@ -20,6 +20,7 @@ _WHY = {
     403: "This token's role may not do this",
     404: "There is no such thing",
     409: "It does not fit what is there now",
+    412: "It cannot be done with this node as it is",
     413: "The body is too large",
     422: "The request has a wrong form",
     429: "Too much at once",

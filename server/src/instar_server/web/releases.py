@@ -54,7 +54,7 @@ async def release_parcel(
     found = (services.releases if kind == "node" else services.cores).by_version(version)
     if found is None:
         raise NotFound("no-release", f"cannot make a parcel of {kind} {version}: it is not published")
-    parcel = await asyncio.to_thread(services.parcels.parcel_of, found.target)
+    parcel = await services.parcels.parcel_of(found.target)
     file = await asyncio.to_thread(parcel.path.open, "rb", 0)
     headers = {
         "Content-Length": str(parcel.length), "Instar-SHA384": parcel.sha384,
@@ -85,10 +85,10 @@ async def list_modules(services: Services, caller: Viewer) -> m.Modules:
 )
 async def upload_blob(services: Services, caller: Operator, sha256: m.Sha256, request: Request) -> m.Blob:
     """Store a file whose SHA-256 is `sha256`. Storing it again is no error."""
-    temporary = services.repository.blob_staging() / f".upload-{secrets.token_hex(8)}"
+    temporary = services.repository.blobs.staging / f".upload-{secrets.token_hex(8)}"
     try:
         await _receive(request, temporary, services.max_upload)
-        blob = await asyncio.to_thread(services.repository.add_blob, temporary, sha256)
+        blob = await asyncio.to_thread(services.repository.blobs.add, temporary, sha256)
     finally:
         await asyncio.to_thread(temporary.unlink, True)
     return m.Blob(sha256=blob.sha256, length=blob.length)

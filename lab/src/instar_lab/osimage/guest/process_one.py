@@ -1,33 +1,44 @@
-"""Process 1 of the lab's system: mounts, network, the node's keeper; it tells on the serial line how it goes.
+"""Process 1 of the lab's system: mounts, network, watchdog, the node; it tells on the serial line how it goes.
 
 Runs on the guest's own Python, alone; nothing of this repository is imported. The variant's words say how it is
-broken on purpose: `panics` ends process 1, `hangs` does nothing and feeds no watchdog, `no-agent` starts nothing.
+broken on purpose (instar_lab.osimage.variant, BROKEN).
+
+SIGTERM and SIGUSR2, which the programs `reboot` and `poweroff` send, take the machine down in good order: the
+node is stopped (bounded), then all others are, file systems are synced and unmounted.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 # ruff: noqa: S108 - it is the guest that has a /tmp of its own
 EFIVARS, ESP, DATA = "/sys/firmware/efi/efivars", "/efi", "/data"
 STATE = f"{DATA}/instar"
-PROGRAM = "/usr/lib/instar/instar.pyz"
+GIVEN = f"{DATA}/given"  # what the machine was delivered with: the program, its settings
 SETTINGS = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/instar")
-WATCHDOG_S = 5.0
+WATCHDOG = "/dev/watchdog"
+FEED_S, ENROL_S, STOP_S, GRACE_S = 5.0, 120, 40.0, 2.0
+INTERPRETER = ("/usr/bin/python3", "-I", "-S")
+RESTART, POWER_OFF = 0x01234567, 0x4321FEDC  # reboot(2)
 LIBRARY = ctypes.CDLL(None, use_errno=True)
+
+wanted: list[int] = []  # the way down that was asked for
 
 
 def say(text: str) -> None:
     print(f"LAB {text}", flush=True)
 
 
-def mount(what: str, where: str, kind: str, options: str = "") -> bool:
-    status: int = LIBRARY.mount(what.encode(), where.encode(), kind.encode(), 0, options.encode())
-    return status == 0
+def mount(what: str, where: str, kind: str, options: str = "") -> None:
+    if LIBRARY.mount(what.encode(), where.encode(), kind.encode(), 0, options.encode()) != 0:
+        say(f"cannot mount {where}: {os.strerror(ctypes.get_errno())}")
 
 
 def setting(name: str) -> bytes:
@@ -37,11 +48,20 @@ def setting(name: str) -> bytes:
         return b""
 
 
-def run(*words: str) -> int:
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+def run(*words: str, within_s: float = 180.0) -> int:
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=within_s
+        )
+    except subprocess.TimeoutExpired:
+        say(f"{' '.join(words)[:120]}: no end within {within_s:g} s")
+        return 124
     if done.returncode:
         say(f"{' '.join(words)[:120]}: {done.returncode} {(done.stderr or done.stdout).strip()[-600:]!r}")
     return done.returncode
+
+
+# --- coming up
 
 
 def prepare() -> None:
@@ -50,55 +70,59 @@ def prepare() -> None:
         ("efivarfs", EFIVARS, "efivarfs", ""),
         ("/dev/nvme0n1p1", ESP, "vfat", "umask=0077"), ("/dev/nvme0n1p4", DATA, "ext4", ""),
     ):  # fmt: skip
-        if not mount(what, where, kind, options):
-            say(f"cannot mount {where}")
-    run("/usr/bin/busybox", "ip", "link", "set", "lo", "up")
-    card = next((name for name in os.listdir("/sys/class/net") if name != "lo"), "")
-    run("/usr/bin/busybox", "ip", "link", "set", card, "up")
-    run("/usr/bin/busybox", "ip", "addr", "add", "10.0.2.15/24", "dev", card)
-    run("/usr/bin/busybox", "ip", "route", "add", "default", "via", "10.0.2.2")
+        mount(what, where, kind, options)
+    socket.sethostname("lab")
+
+
+def network() -> None:
+    run("ip", "link", "set", "lo", "up")
+    card = next((name for name in os.listdir("/sys/class/net") if name != "lo"), "lo")
+    run("ip", "link", "set", card, "up")
+    run("ip", "addr", "add", "10.0.2.15/24", "dev", card)
+    run("ip", "route", "add", "default", "via", "10.0.2.2")
+
+
+def feed(watchdog: int) -> None:
+    """For ever; in a thread of its own, for the rest may wait for a server."""
+    while True:
+        os.write(watchdog, b"1")
+        time.sleep(FEED_S)
 
 
 def node() -> None:
     """Install it at the first start; then start it."""
-    interpreter = ["/usr/bin/python3", "-I", "-S"]
     if not os.path.exists(f"{STATE}/identity/node.json"):
-        given = f"{DATA}/instar.pyz"
         run(
-            *interpreter,
-            given,
-            "install",
-            "--state",
-            STATE,
-            "--service",
-            "none",
-            "--no-start",
-            "--wait",
-            "60",
-        )
-        config = setting("config.toml")
-        if config:
-            Path(STATE, "config.toml").write_bytes(config)
-    run(*interpreter, f"{STATE}/launcher/instar.pyz", "start", "--state", STATE)
+            *INTERPRETER, f"{GIVEN}/instar.pyz", "install", "--state", STATE, "--service", "none", "--no-start",
+            "--wait", str(ENROL_S),
+        )  # fmt: skip
+        with contextlib.suppress(FileNotFoundError):
+            Path(STATE, "config.toml").write_bytes(Path(GIVEN, "config.toml").read_bytes())
+    run(*INTERPRETER, f"{STATE}/launcher/instar.pyz", "start", "--state", STATE)
 
 
-def keep() -> None:
-    """Reap, feed the watchdog, and pass on what the daemons log."""
-    watchdog = os.open("/dev/watchdog", os.O_WRONLY) if os.path.exists("/dev/watchdog") else -1
+def alone() -> None:
+    """Run the program that the machine was given in place of a node, and switch off."""
+    Path("/run/program.py").write_bytes(setting("program"))
+    done = subprocess.run([*INTERPRETER, "-u", "/run/program.py"], check=False)
+    say(f"program ended with {done.returncode}")
+    run("/usr/bin/busybox", "poweroff", "-f")
+
+
+# --- being up
+
+
+def keep() -> int:
+    """Reap, and pass on what the daemons log, until somebody wants the machine down; the way that is wanted."""
     logs: dict[str, int] = {}
-    while True:
-        if watchdog >= 0:
-            os.write(watchdog, b"1")
-        end = time.monotonic() + WATCHDOG_S
-        while time.monotonic() < end:
-            for name in ("updater", "agent"):
-                logs[name] = pass_on(name, logs.get(name, 0))
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
+    while not wanted:
+        for name in ("updater", "agent"):
+            logs[name] = pass_on(name, logs.get(name, 0))
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-            time.sleep(0.2)
+        time.sleep(0.2)
+    return wanted[0]
 
 
 def pass_on(name: str, start: int) -> int:
@@ -108,13 +132,47 @@ def pass_on(name: str, start: int) -> int:
             data = file.read()
     except OSError:
         return start
-    for line in data.decode(errors="replace").splitlines():
+    whole = data[: data.rfind(b"\n") + 1]
+    for line in whole.decode(errors="replace").splitlines():
         print(f"{name}: {line}", flush=True)
-    return start + len(data)
+    return start + len(whole)
+
+
+# --- going down
+
+
+def go_down(way: int) -> None:
+    say("going down")
+    if os.path.exists(f"{STATE}/launcher/instar.pyz"):
+        run(*INTERPRETER, f"{STATE}/launcher/instar.pyz", "stop", "--state", STATE, within_s=STOP_S)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)  # everybody but process 1
+        end = time.monotonic() + GRACE_S
+        while time.monotonic() < end and reaped():
+            time.sleep(0.05)
+    os.sync()
+    for folder in (ESP, DATA, EFIVARS):
+        run("umount", folder, within_s=30.0)
+    say("down")
+    LIBRARY.reboot(ctypes.c_int(way))
+
+
+def reaped() -> bool:
+    """Reap who has ended; whether anybody is left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def main() -> None:
     version, *broken = Path("/etc/lab-version").read_text().split()
+    signal.signal(signal.SIGTERM, lambda *_: wanted.append(RESTART))
+    signal.signal(signal.SIGUSR2, lambda *_: wanted.append(POWER_OFF))
+    watchdog = os.open(WATCHDOG, os.O_WRONLY | os.O_CLOEXEC) if os.path.exists(WATCHDOG) else -1
     prepare()
     command = Path("/proc/cmdline").read_text()
     via = "kexec" if "instar.via=kexec" in command else "firmware"
@@ -124,11 +182,17 @@ def main() -> None:
     if "hangs" in broken:
         while True:
             time.sleep(60)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if "no-agent" not in broken:
+    if watchdog >= 0:
+        threading.Thread(target=feed, args=(watchdog,), daemon=True).start()
+    if setting("program"):
+        alone()
+    if "no-network" not in broken:
+        network()
+    subprocess.Popen([*INTERPRETER, "/usr/lib/hands.py"], stdin=subprocess.DEVNULL)
+    if "no-node" not in broken:
         node()
     say("ready")
-    keep()
+    go_down(keep())
 
 
 main()

@@ -18,7 +18,7 @@ def running(slots: Iterable[Slot], mounts: Path = MOUNTS, devices: Path = DEVICE
     """The name of the slot below `/`; '' when the root lies on none of them."""
     below = _below(_root(mounts), devices)
     for slot in slots:
-        if _number(slot.device) in below or str(_real(slot.device)) in below:
+        if _number(slot.device) in below or f"{_real(slot.device)} {slot.offset}" in below:
             return slot.name
     return ""
 
@@ -46,7 +46,8 @@ def _root(mounts: Path) -> str:
 
 
 def _below(number: str, devices: Path) -> set[str]:
-    """That device and all that it lies on: their numbers, and the files behind loop devices."""
+    """That device and all that it lies on: their numbers, and the files behind loop devices, each with the byte
+    where it begins there, for one file may hold both slots."""
     found, todo = set(), [(number, 0)]
     while todo:
         at, depth = todo.pop()
@@ -56,7 +57,7 @@ def _below(number: str, devices: Path) -> set[str]:
         folder = devices / at
         backing = _text(folder / "loop/backing_file")
         if backing:
-            found.add(backing)
+            found.add(f"{backing} {_text(folder / 'loop/offset') or 0}")
         try:
             lower = sorted(os.listdir(folder / "slaves"))
         except OSError:

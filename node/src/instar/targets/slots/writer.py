@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from instar.core.errors import InputError, MachineError, TrustError
 from instar.host.boot.slots import Slot
-from instar.host.files import failed
+from instar.host.files import DISK, Disk, failed
 from instar.host.points import reach
 from instar.host.zstd import Decompress
 from instar.targets.slots.source import Frames, Place
@@ -34,6 +34,7 @@ class Writer:
         running: Slot | None,
         local: Mapping[str, Place],
         decompress: Decompress,
+        disk: Disk = DISK,
     ) -> None:
         if image.size > slot.size:
             text = f"cannot install: expected a slot of {image.size} bytes at least, got {slot.size}"
@@ -43,7 +44,8 @@ class Writer:
         ):  # fmt: skip
             raise MachineError("slot-runs", f"cannot write slot {slot.name}: it is the one that runs")
         self._image, self._slot, self._running, self._local = image, slot, running, local
-        self._decompress = decompress
+        self._decompress, self._disk = decompress, disk
+        self.done = 0  # bytes of the image, from its beginning, that are written; not all on the disk yet
         self.reused = self.fetched = 0  # bytes of the image; of the bundle
 
     def write(self, start: int, frames: Opened, checkpoint: Callable[[int], None]) -> None:
@@ -58,7 +60,7 @@ class Writer:
         try:
             source = self._source()
             self._write(fd, source, chunks, frames, checkpoint)
-            os.fsync(fd)
+            self._disk.sync_open(fd)
         except OSError as error:
             raise failed("write", self._slot.device, error) from error
         finally:
@@ -85,9 +87,10 @@ class Writer:
         safe = chunks[0].offset if chunks else 0
         try:
             for chunk in chunks:
-                self._put(fd, chunk, self._content(source, chunk, coming))
+                self._disk.write_at(fd, self._content(source, chunk, coming), self._slot.offset + chunk.offset)
+                self.done = chunk.offset + chunk.size
                 if chunk.offset + chunk.size - safe >= CHECKPOINT:
-                    os.fsync(fd)
+                    self._disk.sync_open(fd)
                     safe = chunk.offset + chunk.size
                     checkpoint(safe)
                     reach("slot:checkpoint")
@@ -120,12 +123,6 @@ class Writer:
             text = f"cannot trust the chunk at {chunk.offset}: expected SHA-256 {chunk.sha256[:16]}…"
             raise TrustError("altered-chunk", text)
         return data
-
-    def _put(self, fd: int, chunk: Chunk, data: bytes) -> None:
-        view, at = memoryview(data), self._slot.offset + chunk.offset
-        while view:
-            count = os.pwrite(fd, view, at)
-            view, at = view[count:], at + count
 
 
 def check_slot(image: Image, slot: Slot, progress: Callable[[int], None] = lambda _: None) -> None:

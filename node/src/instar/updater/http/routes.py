@@ -46,7 +46,7 @@ def _push(call: Call) -> Answer:
 
 
 def _rollback(call: Call) -> Answer:
-    from instar.updater.loop import previous_release
+    from instar.updater.ordered import previous_release
 
     line = json_body(call, ("line",)).get("line", "agent")
     if not isinstance(line, str):

@@ -1,0 +1,157 @@
+"""Drives transactions: what is open goes on, what is no longer wanted is given up, trouble has its borders."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+
+from instar.core.errors import InputError, InstarError
+from instar.core.journal import Begin, Progress, Reason
+from instar.core.modules import PREFIX
+from instar.core.releases import Release
+from instar.core.transaction import State
+from instar.core.wish import Wanted
+from instar.engine.driver import BEFORE_ACTIVATION, Follower, abandon, drive, is_passive
+from instar.engine.journal import Journal, Journals
+from instar.engine.target import NotNow
+from instar.host.alarm import within
+from instar.host.clock import Clock
+from instar.host.line import Line
+from instar.targets.parcels import WAITS
+from instar.updater.orders import Orders
+from instar.updater.targets import Targets
+
+OLDEST_S = 86400.0  # for a transaction that has not been activated
+BROUGHT_S = 900.0  # for one whose bytes only its maker can bring, until they are staged
+
+log = logging.getLogger("instar.updater")
+
+
+class Told:
+    """A follower that lets other threads know how far the transaction is, and then tells the next one."""
+
+    def __init__(self, orders: Orders, further: Follower) -> None:
+        self._orders, self._further = orders, further
+
+    def changed(self, progress: Progress) -> None:
+        if not progress.finished:
+            self._orders.reached(progress.step.value)
+        self._further.changed(progress)
+
+
+class Driving:
+    """`put_off` are the lines whose trouble this round went past."""
+
+    def __init__(
+        self, clock: Clock, journals: Journals, targets: Targets, follower: Follower, orders: Orders
+    ) -> None:
+        self.clock, self.journals, self.targets, self.orders = clock, journals, targets, orders
+        self._follower = Told(orders, follower)
+        self.put_off: list[str] = []
+
+    def begin(self, line: Line, role: str, release: Release, cause: str, tx: str = "") -> Begin:
+        """The facts of a transaction that begins now; they are in no journal yet."""
+        tx = tx or f"tx-{uuid.uuid4().hex[:16]}"
+        return Begin(tx, role, release.version, release.digest, "", line.current(), line.previous(), cause)
+
+    def drive(self, journal: Journal) -> State:
+        """To its end, as far as it goes now. Raises NotNow, HandOver and whatever the engine's drive raises."""
+        begin = journal.progress.begin
+        self.orders.begin(begin.tx, "" if journal.progress.finished else journal.progress.step.value)
+        try:
+            end = drive(journal, self.targets.of(begin.line), self._follower, within)
+        finally:
+            self.orders.end()
+        why = f": {end.reason.text}" if end.reason else ""
+        log.info("%s %s %s%s", begin.line, begin.version, end.state.value, why)
+        return end.state
+
+    def drive_open(self, active_only: bool, modules: bool = True, ordered: bool = False) -> None:
+        """Go on with what is open: what is active, or needs no server, before anything else. `ordered`: an
+        operator's order waits, and only what is active goes before it."""
+        for journal in self.unfinished():
+            begin = journal.progress.begin
+            if is_module(begin.line) and not modules:
+                continue
+            if active_only and begin.cause == "wish" and journal.progress.state in BEFORE_ACTIVATION:
+                continue
+            if ordered and is_passive(journal.progress, self.targets.of(begin.line)):
+                continue
+            if self._too_old(journal):
+                abandon(journal, self.targets.of(begin.line), _reason_too_old(_oldest_s(journal.progress)))
+            self.apart(begin.line, lambda journal=journal: self.drive(journal))  # type: ignore[misc]
+
+    def unfinished(self) -> list[Journal]:
+        """What is open, of lines that this release knows: the node's own programs first, then modules."""
+        found = []
+        for journal in self.journals.unfinished():
+            try:
+                self.targets.of(journal.progress.begin.line)
+            except InputError as error:
+                log.warning("%s is left alone: %s", journal.progress.begin.tx, error.text)
+            else:
+                found.append(journal)
+        return sorted(found, key=lambda journal: is_module(journal.progress.begin.line))
+
+    def apart(self, line: str, do: Callable[[], object]) -> None:
+        """A module's trouble is put off, and holds up nobody else; the programs' ends the round, unless it
+        is only that a parcel has not come yet."""
+        if not is_module(line):
+            try:
+                do()
+            except NotNow as later:
+                if later.reason.code != WAITS:
+                    raise
+                log.info("%s: %s", line, later.reason.text)
+                self.put_off.append(line)
+            return
+        try:
+            do()
+        except NotNow as later:
+            log.warning("%s: later: %s", line, later.reason.text)
+        except InstarError as error:
+            log.warning("%s: %s", line, error.text)
+        else:
+            return
+        self.put_off.append(line)
+
+    # --- giving up
+
+    def give_up_unwanted(self, wanted: Wanted) -> None:
+        """End what was begun for a wish that is no longer there, unless it is active already."""
+        digests = {wish.line: wish.release.digest for wish in wanted.wishes}
+        for journal in self.unfinished():
+            begin = journal.progress.begin
+            if begin.cause == "wish" and digests.get(begin.line) != begin.digest:
+                self._end(journal, Reason("superseded", "the server wants another release by now"))
+
+    def give_up(self, role: str, why: str) -> None:
+        """End what was begun on a line for which an operator orders something else: it would work from a
+        wrong origin."""
+        for journal in self.unfinished():
+            if journal.progress.begin.line == role:
+                self._end(journal, Reason("superseded", why))
+
+    def _end(self, journal: Journal, reason: Reason) -> None:
+        line = journal.progress.begin.line
+        if abandon(journal, self.targets.of(line), reason):
+            self.apart(line, lambda: self.drive(journal))
+
+    def _too_old(self, journal: Journal) -> bool:
+        began = journal.progress.began
+        now = self.clock.boottime()
+        return began.boot_id == self.clock.boot_id() and now - began.boottime > _oldest_s(journal.progress)
+
+
+def is_module(line: str) -> bool:
+    return line.startswith(PREFIX)
+
+
+def _oldest_s(progress: Progress) -> float:
+    brought = progress.begin.cause in ("push", "recovery") and progress.state is State.OFFERED
+    return BROUGHT_S if brought else OLDEST_S
+
+
+def _reason_too_old(within_s: float) -> Reason:
+    return Reason("too-old", f"it could not be activated within {within_s / 3600:g} h")

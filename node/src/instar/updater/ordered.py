@@ -1,0 +1,101 @@
+"""What an operator has ordered on the node: a rollback, or a release that was pushed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import replace
+
+from instar.core import held
+from instar.core.errors import InputError, InstarError, MachineError
+from instar.core.journal import Begin
+from instar.core.releases import Release
+from instar.engine.target import NotNow
+from instar.targets.line import LineTarget
+from instar.updater.driving import Driving
+from instar.updater.heard import Heard
+from instar.updater.orders import Pushed
+
+log = logging.getLogger("instar.updater")
+
+
+class Ordered:
+    def __init__(self, driving: Driving, heard: Heard) -> None:
+        self.driving, self.heard = driving, heard
+        self.orders, self.journals, self.targets = driving.orders, driving.journals, driving.targets
+
+    def obey(self) -> None:
+        """Do what waits, if anything. Raises InstarError, NotNow, HandOver."""
+        self._rollback()
+        self._push()
+
+    def _rollback(self) -> None:
+        """Do the rollback that was asked for, if one was."""
+        role, tx = self.orders.take_rollback()
+        if not role:
+            return
+        try:
+            target = self.targets.of(role)
+            release = previous_release(target)
+            self.driving.give_up(role, "an operator went back to the previous release")
+            log.info("%s: back to %s, as asked", role, release.name)
+            begin = self.driving.begin(target.line, role, release, "rollback", tx)
+            # So that the wish that was given up by this does not come back, but a newer one does.
+            journal = self.journals.begin(replace(begin, generation=self.heard.generation(role)))
+        except InputError:
+            self.orders.settled(tx)  # there is nothing to go back to by now
+            raise
+        except (MachineError, NotNow):
+            self.orders.end()
+            self.orders.leave_again(rollback=(role, tx))
+            raise
+        finally:
+            self.orders.end()
+        self.orders.settled(tx)
+        self.driving.drive(journal)
+
+    def _push(self) -> None:
+        """Install the release that an operator has pushed, if one has."""
+        pushed = self.orders.take_pushed()
+        if pushed is None:
+            return
+        try:
+            begin = self._begin_push(pushed)
+            self.driving.give_up(pushed.line, "an operator pushed another release")
+            log.info("%s: %s, pushed by an operator", pushed.line, begin.release.name)
+            journal = self.journals.begin(begin)
+        except InputError:
+            self.orders.settled(pushed.tx)
+            raise
+        except (MachineError, NotNow):
+            self.orders.end()
+            self.orders.leave_again(pushed)
+            raise
+        finally:
+            self.orders.end()
+        self.orders.settled(pushed.tx)
+        self.driving.apart(pushed.line, lambda: self.driving.drive(journal))
+
+    def _begin_push(self, pushed: Pushed) -> Begin:
+        """What the push goes against is asked for, if nothing was heard yet: without a server it holds
+        against the first wish that is heard."""
+        if not self.heard.anything:
+            with contextlib.suppress(InstarError):
+                self.heard.ask()
+        against = self.heard.generation(pushed.line) if self.heard.anything else held.UNHEARD
+        line, release = self.targets.of(pushed.line).line, Release(pushed.version, pushed.digest)
+        begin = self.driving.begin(line, pushed.line, release, "push", pushed.tx)
+        generation = max(against, pushed.generation_floor or against)
+        return replace(begin, target=pushed.target, generation=generation, via="push")
+
+
+def previous_release(target: LineTarget) -> Release:
+    """What a rollback goes to. Raises InputError `nothing-to-roll-back-to`."""
+    line = target.line
+    name = line.previous()
+    if not name or name == line.current() or not line.is_valid(name):
+        text = (
+            f"cannot roll back the {target.role}: there is no valid previous release beside {line.current()}"
+        )
+        raise InputError("nothing-to-roll-back-to", text)
+    return target.release_of(name)

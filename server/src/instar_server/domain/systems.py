@@ -1,0 +1,239 @@
+"""A node's operating system in two slots: what may be ordered, and what the node's words make of an order. Pure.
+
+An order is `open` until a final event of line `os` with its generation comes, or an operator cancels it. What the
+node knows better is left to the node: here is refused only what its last report shows to be no use.
+
+>>> asked("web-1.1.0").target
+'os/web-1.1.0.bundle'
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from instar.core import system
+from instar.core.errors import InputError, InstarError
+from instar.core.releases import version_key
+from instar.trust.paths import check_path
+from instar_server.domain.errors import Precondition
+
+LINE = system.LINE
+OPEN, CONFIRMED, REVERTED, CANCELLED = "open", "confirmed", "reverted", "cancelled"
+NONE, KEXEC = "none", "kexec"
+FINAL = {"confirmed": CONFIRMED, "reverted": REVERTED}  # phase -> state
+ACTIVE = frozenset({"trial", "confirming", "confirmed"})
+GOING_BACK = "reverting"
+# Steps of the node's own report at which it is too late to cancel.
+ACTIVE_STEPS = frozenset({"activate", "watch", "confirm", "revert"})
+# The caller could have known; nothing is wrong with the bundle or the way to it.
+PRECONDITIONS = frozenset(
+    {"wrong-hardware", "too-old-system", "too-old-bundle", "slot-too-small", "cold-boot-not-seen"}
+)
+NOT_ACTIVE, COLD_BOOT_NOT_SEEN = "installed, not active", "confirmed, cold boot not seen"
+MOST_AHEAD_S, MOST_BEHIND_S = 366 * 86400.0, 300.0  # of a cold boot that is ordered
+MOST_BUNDLE = system.MOST_SOURCE
+_NAMED = re.compile(r"[^/]+-[0-9]+\.[0-9]+\.[0-9]+(?:-[0-9a-z]+)?")
+
+
+class Asked(NamedTuple):
+    """A published target, and where its bytes are to come from ('': from the artifacts)."""
+
+    target: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One order, and what the node told of it. `n`: the number of its newest event; sizes in bytes, times unix."""
+
+    id: str
+    node: str
+    generation: int
+    name: str
+    version: str
+    digest: str
+    target: str
+    source: str
+    mode: str
+    override: bool
+    made: float
+    made_by: str
+    state: str = OPEN
+    tx: str = ""
+    tx_n: int = 0
+    phase: str = ""
+    activated: bool = False
+    slot: str = ""
+    code: str = ""
+    text: str = ""
+    done: int = 0
+    total: int = 0
+    fetched: int = 0
+    reused: int = 0
+    ended: float | None = None
+
+
+class Told(NamedTuple):
+    """An event of line `os`. `number` counts within its transaction."""
+
+    tx: str
+    number: int
+    generation: int
+    phase: str
+    code: str = ""
+    text: str = ""
+    slot: str = ""
+
+
+def asked(bundle: object) -> Asked:
+    """Read `NAME-VERSION`, `os/NAME-VERSION.bundle` or an https URL of such a file.
+
+    Raises InputError `invalid-argument`.
+    """
+    if not isinstance(bundle, str) or not 0 < len(bundle) <= MOST_BUNDLE:
+        got = "nothing" if not bundle else f"{bundle!a:.60}"
+        raise _malformed(got)
+    source = bundle if "://" in bundle else ""
+    named = bundle
+    if source:
+        system.check_source(source)
+        named = "os/" + unquote(urlsplit(source).path.rpartition("/")[2])
+    elif "/" not in bundle:
+        named = f"os/{bundle}.bundle"
+    name = named.removeprefix("os/").removesuffix(".bundle")
+    if named != f"os/{name}.bundle" or not _NAMED.fullmatch(name) or not name.isprintable():
+        raise _malformed(f"{bundle!a:.200}")
+    try:
+        return Asked(check_path(named, "target"), source)
+    except InstarError as error:
+        raise _malformed(error.text) from None
+
+
+def _malformed(got: str) -> InputError:
+    forms = "NAME-VERSION, os/NAME-VERSION.bundle or https://host/path/NAME-VERSION.bundle"
+    return InputError(
+        "invalid-argument", f"cannot update the system: expected a bundle as {forms}, got {got}"
+    )
+
+
+def has_slots(report: Mapping[str, Any]) -> bool:
+    return bool(report.get("slots"))
+
+
+def check_fits(
+    report: Mapping[str, Any], what: str, compatible: tuple[str, ...], arch: str, min_version: str, current: bool
+) -> None:
+    """Whether the node could take the bundle, as far as its report says. `current`: the report is not older than
+    its last system update, so the version that it says to run may be believed.
+
+    Raises Precondition `failed-precondition`.
+    """
+    hardware, has_arch = report.get("hardware", []), report.get("arch", "")
+    if hardware and not set(hardware) & set(compatible):
+        raise unfit(f"wrong-hardware: {what} is for {'/'.join(compatible)}, this is {'/'.join(hardware)}")
+    if has_arch and has_arch != arch:
+        raise unfit(f"wrong-hardware: {what} is for {arch}, this is {has_arch}")
+    running = report["slots"].get(report.get("running", "")) or {}
+    version = running.get("version", "")
+    if current and min_version and version and _older(version, min_version):
+        raise unfit(f"too-old-system: {what} needs {min_version} at least, this runs {version}")
+
+
+def unfit(text: str) -> Precondition:
+    return Precondition("failed-precondition", f"cannot update the system: {text}")
+
+
+def _older(version: str, least: str) -> bool:
+    try:
+        return version_key(version) < version_key(least)
+    except InputError:
+        return False  # the node says what it makes of that
+
+
+def check_time(at: float | None, now: float) -> float:
+    """When a cold boot is to be; None: now. Raises InputError `invalid-argument`."""
+    when = now if at is None else at
+    if not now - MOST_BEHIND_S <= when <= now + MOST_AHEAD_S:  # and no NaN
+        text = f"expected a unix time from now until in {MOST_AHEAD_S / 86400:g} days, got {when:g}"
+        raise InputError("invalid-argument", f"cannot order a cold boot: {text}")
+    return when
+
+
+def after(update: Update, told: Told, now: float) -> Update:
+    """What is known once an event of its generation has come. Events may come in any order, and again.
+
+    A node that had begun goes on with what was cancelled; what it then confirms is what is so.
+    """
+    if update.state not in (OPEN, CANCELLED):
+        return update
+    update = replace(update, activated=update.activated or told.phase in ACTIVE, slot=told.slot or update.slot)
+    if told.tx == update.tx and told.number <= update.tx_n:
+        return update
+    code, text = update.code, update.text
+    if told.code and not (update.phase == GOING_BACK and code):  # the first failure is why; the rest is noise
+        code, text = told.code, told.text
+    update = replace(
+        update, tx=told.tx, tx_n=told.number, phase=told.phase, code=code, text=text
+    )  # fmt: skip
+    final = FINAL.get(told.phase)
+    if final is None or (update.state == CANCELLED and final == REVERTED):
+        return update
+    return replace(update, state=final, ended=now)
+
+
+def too_late(update: Update, report: Mapping[str, Any]) -> bool:
+    """Whether the node is at, or past, the switch."""
+    under_way = report.get("update") or {}
+    mine = under_way.get("generation") == update.generation
+    at_switch = mine and under_way.get("step") in ACTIVE_STEPS
+    return update.activated or update.phase in (*ACTIVE, GOING_BACK) or at_switch
+
+
+def outcome(update: Update, report: Mapping[str, Any]) -> str:
+    """In one word or few what came of it: '' while it is open."""
+    if update.state == REVERTED:
+        if update.activated:
+            return REVERTED
+        return "failed-precondition" if update.code in PRECONDITIONS else "unavailable"
+    if update.state != CONFIRMED:
+        return "" if update.state == OPEN else CANCELLED
+    if update.mode == NONE:
+        return NOT_ACTIVE
+    slots: Mapping[str, Any] = report.get("slots") or {}
+    same = [slot for slot in slots.values() if slot and slot.get("digest") == update.digest]
+    unseen = any(slot.get("booted_by") == KEXEC and not slot.get("cold_boot_seen") for slot in same)
+    return COLD_BOOT_NOT_SEEN if unseen else CONFIRMED
+
+
+def with_progress(update: Update, report: Mapping[str, Any]) -> Update:
+    """With the bytes that the node last told of it."""
+    told = report.get("update") or {}
+    if update.state not in (OPEN, CANCELLED) or told.get("generation") != update.generation:
+        return update
+    return replace(
+        update, slot=told["slot"] or update.slot, tx=update.tx or told["tx"], done=told["done"],
+        total=told["total"], fetched=told["fetched"], reused=told["reused"],
+    )  # fmt: skip
+
+
+def as_wire(update: Update) -> dict[str, Any]:
+    """The line `os` of `GET /v1/node/wanted`."""
+    told: dict[str, Any] = {
+        "version": update.version, "digest": update.digest, "target": update.target,
+        "generation": update.generation, "mode": update.mode,
+    }  # fmt: skip
+    if update.source:
+        told["source"] = update.source
+    return told | {"override": True} if update.override else told
+
+
+def as_json(update: Update, report: Mapping[str, Any]) -> dict[str, Any]:
+    """As operators see it."""
+    shown = asdict(with_progress(update, report))
+    for inner in ("tx_n", "activated"):
+        del shown[inner]
+    return shown | {"outcome": outcome(update, report)}
