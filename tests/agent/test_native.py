@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 
 from instar.agent.native import Native
+from instar.core.journal import Begin
+from instar.core.transaction import Event, Step
+from instar.engine.journal import Journals
+from instar.host.clock import Clock
 from instar.host.incoming import Incoming
 from instar.host.layout import Layout
 from instar.wire.codec import decode
@@ -182,6 +186,38 @@ async def test_modes(place: Place, server: Server, mode: str, digest: str) -> No
     core = parcel(ARCHIVE, kind="recovery")  # the way out stays open
     wanted = offer(core, id="u-2", line="recovery", target="recovery/core-1.1.0.pyz")
     assert (await transfer(connection, wanted, core)).state == "received"
+
+
+async def test_force_is_said_once_for_each_wish(place: Place, server: Server) -> None:
+    """By the journals: what was staged for a wish is not forced again, what still waits for its bytes is."""
+    place.layout.config.write_text('[native]\nmode = "force"\n')
+    await place.start()
+    connection = await server.connection()
+    assert "native-force" in connection.hello.features
+
+    async def said(number: int, generation: int) -> str:
+        wanted = offer(WHOLE, id=f"u-{number}", digest=place.program.digest, generation=generation)
+        digest = (await ask(connection, wanted)).digest
+        await connection.send(UpdateEnd(wanted.id, wanted.sha384))  # nothing more comes of it
+        await connection.expect(UpdateState)
+        return digest
+
+    assert await said(1, 6) == FORCE
+    journals = Journals(place.layout.journal, Clock())
+    begin = Begin("tx-1", "agent", "1.1.0", place.program.digest, "node/x", "", "", "wish", 6, "native")
+    place.layout.journal.mkdir(exist_ok=True)
+    journal = journals.begin(begin)
+    assert await said(2, 6) == FORCE
+    journal.intent(Step.STAGE)
+    journal.outcome(Step.STAGE, Event.DONE, None, {})
+    assert await said(3, 5) == await said(4, 6) == place.program.digest
+    assert await said(5, 7) == await said(6, 0) == FORCE
+
+
+async def test_a_node_that_is_not_forced_does_not_say_so(place: Place, server: Server) -> None:
+    place.layout.config.write_text('[native]\nmode = "never"\n')
+    await place.start()
+    assert "native-force" not in (await server.connection()).hello.features
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from instar.host import points
 from tests.node.world import Node
+
+if TYPE_CHECKING:
+    from tests.node.system_host import Hall, SystemHost
 
 settings.register_profile(
     "node",
@@ -46,6 +51,37 @@ def node(folder: Path) -> Iterator[Node]:
     made = Node(folder / "state")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def hall() -> Iterator[Hall]:
+    """A real server with bundles of a small system; one for all of a worker's tests."""
+    from instar_lab import machine
+    from tests.node.system_host import Hall
+
+    place = Path(tempfile.mkdtemp(prefix="isy-", dir="/tmp"))
+    made = Hall(place)
+    try:
+        made.open()
+        yield made
+    finally:
+        made.close()
+        machine.end_all_naming(place, grace_s=0.5)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def system_host(hall: Hall, folder: Path) -> Iterator[SystemHost]:
+    """A node with two slots, connected to that server."""
+    from tests.node.system_host import SystemHost
+
+    made = SystemHost(hall, folder)
+    try:
+        made.start()
+        made.connected()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.layout import LINES
 from instar.host.line import Line
+from instar.host.locks import RoleLock
 from tests.node.world import Built, Node, build, put
 
 SOURCE = Path(instar.__file__).parents[1]
@@ -49,10 +50,10 @@ class Kept:
             put(line, built)
             line.activate(built.name, fallback="")
 
-    def keep(self) -> subprocess.Popen[bytes]:
+    def keep(self, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         state = str(self.node.layout.state)
         command = [sys.executable, "-I", "-S", "-c", KEEP, str(SOURCE), "--state", state]
-        self.keepers.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        self.keepers.append(subprocess.Popen(command, stderr=stderr))
         return self.keepers[-1]
 
     def starts(self, role: str) -> list[tuple[float, int]]:
@@ -172,3 +173,19 @@ def test_a_crash_loop_has_a_floor_and_hup_skips_the_wait(crashing: Kept) -> None
     keeper.send_signal(signal.SIGHUP)
     until(lambda: len(crashing.starts("agent")) > count, 0.7)
     assert time.monotonic() - began < 0.8
+
+
+def test_a_role_that_somebody_else_plays_is_waited_for_quietly(kept: Kept) -> None:
+    """As while a recovery core has the updater's role: no launcher is started to say so."""
+    lock = RoleLock(kept.node.layout.role_lock("updater"))
+    with lock:
+        lock.acquire(1.0)
+        keeper = kept.keep(subprocess.PIPE)
+        until(lambda: kept.running("agent"))
+        time.sleep(3.0)
+        assert kept.starts("updater") == []
+        assert (kept.node.layout.run / "updater.log").exists() is False
+    until(lambda: kept.running("updater"))
+    keeper.terminate()
+    _, said = keeper.communicate(timeout=10)
+    assert said.decode().splitlines() == ["instar keep: another process is this node's updater"]

@@ -149,6 +149,23 @@ def test_a_parcel_that_came_after_the_last_transaction_is_for_the_next(world: Wo
     assert world.parcels() == 1
 
 
+def test_a_parcel_that_came_while_its_release_was_under_way_is_given_time(world: World) -> None:
+    """It was fetched, and the parcel came meanwhile, for a wish to come: nothing has used it yet."""
+    clock = world.node.clock
+    world.loop.round()
+    (journal,) = world.node.journals.read_all()
+    assert journal.progress.changed is not None
+    came = journal.progress.began.wall + 0.01
+    assert came < journal.progress.changed.wall
+    bring(world.node)
+    os.utime(next(world.node.layout.incoming.glob(f"*/{COMPLETE}")), (came, came))
+    world.loop.round()
+    assert world.parcels() == 1
+    clock.now += 901.0
+    world.loop.round()
+    assert world.parcels() == 0
+
+
 def test_parcels_are_not_looked_at_while_one_is_pushed(world: World) -> None:
     world.loop.round()
     bring(world.node)

@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instar.core.journal import Progress, Reason
+from instar.core.journal import Begin, Progress, Reason
 from instar.core.transaction import Event, Step
 from instar.engine.driver import drive
-from instar.engine.journal import Journals
+from instar.engine.journal import Journal, Journals
 from instar.host import trials
 from instar.host.files import point_link, write_atomic
 from instar.targets.kit import Verdict
 from tests.node.powercut import PowerCut, PowerDisk
 from tests.node.test_journal_records import BEGIN
-from tests.node.world import FakeClock, Node, Quiet
+from tests.node.test_stage_parcel import bring
+from tests.node.world import FakeClock, Node, Quiet, put
 
 MEMORY = Path("/dev/shm")
 PARENT = str(MEMORY) if MEMORY.is_dir() else None
@@ -131,6 +132,12 @@ class Power:
         if self.bad:
             self.node.server.verdicts["trial"] = Verdict("fail", Reason("wrong-reply", "it was"))
 
+    def begin(self) -> Journal:
+        return self.node.begin()
+
+    def settled(self) -> None:
+        """What else must hold at each start."""
+
     def run(self, disk: PowerDisk) -> Progress | None:
         """What the service manager and the updater do at a start. None when the power went."""
         node = self.node
@@ -140,8 +147,9 @@ class Power:
             release = node.machine.running["agent"]
             assert release in (node.old.name, node.new.name)
             assert node.line.is_valid(release)
+            self.settled()
             journals = node.journals.open_all()
-            return drive(journals[0] if journals else node.begin(), node.target(), Quiet())
+            return drive(journals[0] if journals else self.begin(), node.target(), Quiet())
         except PowerCut:
             return None
         finally:
@@ -158,15 +166,36 @@ class Power:
         assert not list(state.glob("journal/*.unreadable"))
 
 
-def calls_of_a_plain_run(place: Path, bad: bool) -> int:
-    power = Power(place, bad)
+class ForcedPower(Power):
+    """The release is there and runs, and comes once more through the channel: it is sound all the time."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place, bad=False)
+        put(self.node.line, self.node.new)
+        self.node.line.activate(self.node.new.name, fallback=self.node.old.name)
+        bring(self.node)
+
+    def begin(self) -> Journal:
+        release, line = self.node.new.release, self.node.line
+        return self.node.journals.begin(
+            Begin(
+                "tx-1", "agent", release.version, release.digest, "node/new.tar.gz", line.current(),
+                line.previous(), "wish", 6, "native",
+            )
+        )  # fmt: skip
+
+    def settled(self) -> None:
+        assert self.node.machine.running["agent"] == self.node.new.name
+
+
+def calls_of_a_plain_run(power: Power) -> int:
     disk = PowerDisk(power.node.layout.state)
     assert power.run(disk) is not None
     return disk.calls
 
 
-def update(place: Path, cuts: list[tuple[int, float, bool, int]], bad: bool) -> None:
-    power = Power(place, bad)
+def update(power: Power, cuts: list[tuple[int, float, bool, int]]) -> None:
+    bad = power.bad
     for cut, inside, zeros, chosen in cuts:
         disk = PowerDisk(power.node.layout.state, cut, inside, zeros)
         power.run(disk)
@@ -187,8 +216,18 @@ def update(place: Path, cuts: list[tuple[int, float, bool, int]], bad: bool) -> 
     "chosen", [0, 2**48 - 1, 0x5555_5555_5555], ids=["all lost", "all kept", "every other"]
 )
 def test_an_update_survives_a_cut_at_every_call(place: Path, bad: bool, chosen: int) -> None:
-    for cut in range(calls_of_a_plain_run(place, bad)):
-        update(place, [(cut, 0.5 if cut % 2 else 1.0, bool(cut % 3), chosen)], bad)
+    for cut in range(calls_of_a_plain_run(Power(place, bad))):
+        update(Power(place, bad), [(cut, 0.5 if cut % 2 else 1.0, bool(cut % 3), chosen)])
+
+
+@pytest.mark.parametrize(
+    "chosen", [0, 2**48 - 1, 0x5555_5555_5555], ids=["all lost", "all kept", "every other"]
+)
+def test_a_forced_release_is_sound_after_a_cut_at_every_call(place: Path, chosen: int) -> None:
+    calls = calls_of_a_plain_run(ForcedPower(place))
+    assert calls > 40
+    for cut in range(calls):
+        update(ForcedPower(place), [(cut, 0.5 if cut % 2 else 1.0, bool(cut % 3), chosen)])
 
 
 @settings(max_examples=100)
@@ -199,4 +238,12 @@ def test_an_update_survives_a_cut_at_every_call(place: Path, bad: bool, chosen: 
 def test_an_update_survives_cuts_anywhere_and_during_recovery(
     place: Path, cuts: list[tuple[int, float, bool, int]], bad: bool
 ) -> None:
-    update(place, cuts, bad)
+    update(Power(place, bad), cuts)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 90), insides, st.booleans(), bits), min_size=1, max_size=2))
+def test_a_forced_release_is_sound_after_cuts_anywhere(
+    place: Path, cuts: list[tuple[int, float, bool, int]]
+) -> None:
+    update(ForcedPower(place), cuts)

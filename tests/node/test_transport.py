@@ -230,9 +230,9 @@ def test_a_bad_address_is_refused(url: str) -> None:
 
 def serve_ranges(cuts: list[int]) -> Handler:
     def handler(line: str, headers: dict[str, str], secure: ssl.SSLSocket) -> bool:
-        start = int(headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        body = DATA[start:]
-        status = "206 Partial Content" if start else "200 OK"
+        first, _, last = headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")
+        body = DATA[int(first) : int(last) + 1 if last else None]
+        status = "206 Partial Content" if first != "0" or last else "200 OK"
         if cuts:
             return answer(secure, body[: cuts.pop(0)], status, length=len(body))
         return answer(secure, body, status)
@@ -249,6 +249,18 @@ def test_a_stream_is_read_from_where_it_is_asked(make: Callable[..., Made]) -> N
         assert b"".join(chunks) == DATA[1000:]
         assert resumed
     assert server.connections == 1
+
+
+def test_a_stream_may_end_early_and_keeps_its_connection(make: Callable[..., Made]) -> None:
+    server, transport = make(serve_ranges([]))
+    for start, stop in ((0, 10), (1000, 70_000), (70_000, 70_001)):
+        with transport.stream("/x", start, stop) as (resumed, chunks):
+            assert resumed
+            assert b"".join(chunks) == DATA[start:stop]
+    assert server.connections == 1
+    assert [request[1]["range"] for request in server.requests] == [
+        "bytes=0-9", "bytes=1000-69999", "bytes=70000-70000"
+    ]  # fmt: skip
 
 
 def test_a_fetch_over_the_wire_is_resumed_after_each_cut(make: Callable[..., Made], tmp_path: Path) -> None:

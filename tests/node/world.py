@@ -175,7 +175,9 @@ class FakeSource:
         self.dead = False
 
     @contextlib.contextmanager
-    def stream(self, path: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+    def stream(
+        self, path: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[bool, Iterator[bytes]]]:
         self.asked.append(start)
         if self.dead:
             raise ServerUnreachable("server-unreachable", "cannot reach it")

@@ -20,9 +20,11 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.server.world import World, running
 
 # Of the right form, and still a 400: no such release, a file of another digest, metadata without signatures,
-# an order for nobody.
+# an order for nobody, a bundle that has no name, a time that is no time.
 SAY_NO = {
     ("POST", "/api/v1/jobs"),
+    ("POST", "/api/v1/nodes/{node}/update-os"),
+    ("POST", "/api/v1/nodes/{node}/cold-boot"),
     ("POST", "/api/v1/operators"),
     ("POST", "/api/v1/restarts"),
     ("PUT", "/api/v1/wishes"),

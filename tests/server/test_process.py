@@ -209,17 +209,18 @@ def test_what_there_is_survives_the_migration_to_orders(tmp_path: Path) -> None:
     migrate.upgrade(path)
     with sqlite3.connect(path) as database:
         after = {table: database.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall() for table in tables}
-        assert after["events"] == before["events"]
+        assert after["events"] == [(*row, 0, "", "") for row in before["events"]]
         assert after["wishes"] == [(*row, "pull") for row in before["wishes"]]
         assert [row[: len(before["nodes"][0])] for row in after["nodes"]] == before["nodes"]
-        assert [row[-2:] for row in after["nodes"]] == [("", 0)] * 3
+        assert [row[len(before["nodes"][0]) :] for row in after["nodes"]] == [("", 0, "", None, None, 0)] * 3
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         line = "module/" + "x" * 31 + ".y"
         database.execute("UPDATE events SET line = ?", (line,))
         last = "INSERT INTO events SELECT NULL, node, 9, source, 'z', tx, line, phase, version, digest,"
         last += (
-            " from_version, reason_code, reason_text, wall, boot_id, stored_at, hash FROM events WHERE n = 1"
+            " from_version, reason_code, reason_text, wall, boot_id, stored_at, hash, 0, '', ''"
+            " FROM events WHERE n = 1"
         )
         database.execute(last)
         assert database.execute("SELECT max(seq) FROM events").fetchone() == (4,)  # 3 is never given again

@@ -245,6 +245,20 @@ def test_what_is_sent_is_no_reason_for_a_look() -> None:
     assert ([each.line for each in found.wishes], found.at_work) == (["agent"], True)
 
 
+def test_what_a_forced_node_has_is_sent_again_if_it_comes_through_the_channel() -> None:
+    wishes = [wish("agent", 5, "native"), wish("updater", 4, "native")]
+    has = {"agent": A, "updater": A}
+    for forced, lines in ((False, []), (True, ["updater", "agent"])):
+        (found,) = looks.to_send(wishes, [Observed("n", "g", has, forced=forced)])
+        assert ([each.line for each in found.again], found.wishes) == (lines, ())
+    (found,) = looks.to_send(wishes, [Observed("n", "g", {"agent": B, "updater": A}, forced=True)])
+    assert [each.line for each in found.wishes] == ["agent"]
+    assert [each.line for each in found.again] == ["updater"]
+    pull = [wish("agent", 5, "pull"), wish("updater", 4, "recovery")]
+    (found,) = looks.to_send(pull, [Observed("n", "g", has, forced=True)])
+    assert found.again == ()
+
+
 def test_a_node_in_trouble_is_sent_what_it_would_fetch() -> None:
     pull = [wish("agent", 5, "pull"), wish("module/x", 6, "pull")]
     for trouble, lines in ((False, []), (True, ["agent"])):

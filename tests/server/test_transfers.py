@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import io
 import os
 import time
@@ -333,37 +332,6 @@ async def test_a_rate_is_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 # ---- the API
-
-
-def test_a_parcel_for_operators(sending: World) -> None:
-    with sending.api() as api:
-        answer = api.get("/releases/1.1.0/parcel")
-        again = api.get("/releases/1.1.0/parcel")
-        viewer = api.post("/api-tokens", json={"role": "viewer"}).json()["token"]
-    assert answer.headers["Instar-SHA384"] == hashlib.sha384(answer.content).hexdigest()
-    assert again.content == answer.content
-    assert taking.Taken({}, answer.content).said["version"] == "1.1.0"
-    assert sending.ask("GET", "/releases/9.9.9/parcel", 404)["error"]["code"] == "no-release"
-    assert sending.ask("GET", "/releases/1.1.0/parcel?kind=recovery", 404)["error"]["code"] == "no-release"
-    with sending.api(viewer) as api:
-        assert api.get("/releases/1.1.0/parcel").status_code == 403
-
-
-def test_parcels_are_made_once_and_few_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with running(tmp_path_factory.mktemp("parcels"), wrong_tokens=1000) as world:
-        folder = world.layout.parcels
-        for n in range(22):
-            world.publish(f"1.{n}.0")
-            with world.api() as api:
-                first = api.get(f"/releases/1.{n}.0/parcel")
-                assert api.get(f"/releases/1.{n}.0/parcel").content == first.content
-        assert len(list(folder.glob("*.tar"))) == len(list(folder.glob("*.json"))) == 20
-        # A half one, and one that has lost its length, are made anew.
-        newest = max(folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
-        os.truncate(newest, 100)
-        with world.api() as api:
-            assert api.get("/releases/1.21.0/parcel").content == first.content
-        assert not list(folder.glob(".*"))
 
 
 def test_only_programs_can_be_sent(sending: World) -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -337,19 +338,23 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def connected(
-        self, version: str = "1.0.0", role: str = "agent", tx: str = "", digest: str = ""
+        self, version: str = "1.0.0", role: str = "agent", tx: str = "", digest: str = "", **more: Any
     ) -> AsyncIterator[Channel]:
         """A control channel that was welcomed."""
         async with self.channel() as channel:
-            await channel.hello(version, role, tx, digest)
+            await channel.hello(version, role, tx, digest, **more)
             assert (await channel.read())["t"] == "welcome"
             yield channel
 
 
 @dataclass
 class Channel:
+    """`jobs`: how often each has come, and which were taken: one is sent again until that is known."""
+
     node: Node
     ws: aiohttp.ClientWebSocketResponse
+    jobs: Counter[str] = field(default_factory=Counter)
+    taken: set[str] = field(default_factory=set)
 
     async def hello(
         self, version: str = "1.0.0", role: str = "agent", tx: str = "", digest: str = "", **more: Any
@@ -371,19 +376,24 @@ class Channel:
         if frame.type is not aiohttp.WSMsgType.TEXT:
             return {"t": "closed"}
         found: dict[str, Any] = json.loads(frame.data)
+        if found["t"] == "job":
+            self.jobs[found["id"]] += 1
         return found
 
     async def read_type(self, type_: str, within_s: float = 10.0) -> dict[str, Any]:
-        """The next frame of a type; looks may come in between."""
+        """The next frame of a type; looks, and jobs that have come before, may come in between."""
         while True:
             frame = await self.read(within_s)
-            if frame["t"] != "look" or type_ == "look":
+            passed = frame["t"] == "look" or (frame["t"] == "job" and self.jobs[frame["id"]] > 1)
+            if frame["t"] == type_ or not passed:
                 assert frame["t"] == type_, frame
                 return frame
 
     async def job(self, within_s: float = 10.0) -> dict[str, Any]:
-        """The next job, taken."""
-        job = await self.read_type("job", within_s)
+        """The next job that was not taken yet, taken."""
+        while (job := await self.read_type("job", within_s))["id"] in self.taken:
+            pass
+        self.taken.add(job["id"])
         await self.send("taken", id=job["id"])
         return job
 

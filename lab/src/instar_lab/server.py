@@ -25,6 +25,7 @@ from instar_lab.program import build
 from instar_server.ctl.client import Access, Client
 from instar_server.settings import Layout
 from instar_server.trust import keys, offline
+from instar_server.trust.bundle import Built
 from instar_server.trust.pack import Release, pack_recovery, pack_release
 
 START_S = 30.0
@@ -46,10 +47,13 @@ class NodeSeen:
 
 
 class LabServer:
-    """`folder` holds the server's data, the offline keys and the log. Not safe for use by several threads."""
+    """`folder` holds the server's data, the offline keys and the log. Not safe for use by several threads.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `host` is the address by which nodes reach it: another one than ours where they live in a machine of their own.
+    """
+
+    def __init__(self, folder: Path, host: str = HOST) -> None:
+        self.folder, self.host = folder, host
         self.layout = Layout(folder / "data")
         self.log = folder / "server.log"
         self._signers: dict[str, list[CryptoSigner]] = {}
@@ -76,8 +80,9 @@ class LabServer:
         }
         root = self._signed(offline.first_root(roles, in_days(365)), "root", [])
         (self.folder / "root.json").write_bytes(root)
+        hosts = [word for host in dict.fromkeys((self.host, HOST)) for word in ("--host", host)]
         self._run_once(
-            "init", "--host", HOST, "--root", str(self.folder / "root.json"), "--online", str(online_folder),
+            "init", *hosts, "--root", str(self.folder / "root.json"), "--online", str(online_folder),
             "--bind", HOST, "--gateway-port", "0", "--api-port", "0",
         )  # fmt: skip
 
@@ -182,10 +187,10 @@ class LabServer:
     def access(self) -> Access:
         """For a client of one's own: in another thread, say."""
         token = self.layout.admin_token.read_text().strip()
-        return Access(str(self._ports["api"]), token, str(self.ca))
+        return Access(f"https://{HOST}:{self._ports['api_port']}", token, str(self.ca))
 
     def gateway(self) -> tuple[str, int]:
-        """Host and port for nodes."""
+        """Host and port of the gateway, for whoever is on this machine."""
         return HOST, int(self._ports["gateway_port"])
 
     # --- releases
@@ -206,19 +211,24 @@ class LabServer:
         """Sign, upload and publish what was packed; those that are `gone` are published no more, and removed."""
         file = self.folder / "upload"
         file.write_bytes(release.archive)
-        self.api.upload(f"/blobs/{release.sha256}", file)
+        built = Built(release.path, len(release.archive), release.sha256, release.custom)
+        self.publish_file(built, file, gone)
+        return release
+
+    def publish_file(self, built: Built, file: Path, gone: Sequence[Release] = ()) -> None:
+        """The same for what is too large for memory: a system's bundle, as `instar_server.trust.bundle` built it."""
+        self.api.upload(f"/blobs/{built.sha256}", file)
         current = self._current_targets()
         for old in gone:
             current = offline.remove_target(current, old.path, in_days(90))
         unsigned = offline.add_target(
-            current, release.path, len(release.archive), release.sha256, release.custom, in_days(90)
+            current, built.path, built.length, built.sha256, built.custom, in_days(90)
         )
         root = self.api.get_bytes("/trust/metadata/root.json")
         self.api.put_bytes("/trust/targets", self._signed(unsigned, "targets", [root]))
         for old in gone:
             for path in self._blobs(old):
                 path.unlink(missing_ok=True)
-        return release
 
     def _current_targets(self) -> bytes:
         """What is served now; before the first release, an empty list (never signed: the next version is)."""

@@ -22,6 +22,7 @@ ENTRIES = {
     "renew": "instar.oneshot.renew",
     "fetch-module": "instar.oneshot.module",
     "cycle": "instar.oneshot.cycle",
+    "boot": "instar.oneshot.boot",
 }
 COMMANDS = "instar.cli.main"  # everything that a person types
 RESIDENTS = ("agent", "updater")  # say what they are in their first word

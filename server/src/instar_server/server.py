@@ -22,6 +22,7 @@ from instar_server.gateway.hub import ChannelSettings
 from instar_server.gateway.listener import Gateway, tls_context
 from instar_server.gateway.nodes import NodeCalls
 from instar_server.services.access import Access
+from instar_server.services.bundles import Bundles
 from instar_server.services.delivery import Delivery
 from instar_server.services.enrolment import Enrolment
 from instar_server.services.fleet import Fleet
@@ -37,6 +38,7 @@ from instar_server.services.recoveries import Parts, Recovering
 from instar_server.services.scheduler import Scheduler
 from instar_server.services.sending import Terms, Tools
 from instar_server.services.standing import Standing
+from instar_server.services.systems import Systems
 from instar_server.services.transfers import Transfers
 from instar_server.services.verdicts import Verdicts
 from instar_server.services.wishes import Wishes
@@ -92,6 +94,7 @@ class Server:
     async def _listen(self) -> None:
         settings = self.settings
         await self._standing.warm()
+        await self._systems.warm()
         self.gateway_port = await self._gateway.start(settings.bind, settings.gateway_port, self._tls)
         host = url_host(settings.hosts[0])
         self._programs.server = settings.public_gateway or f"https://{host}:{self.gateway_port}"
@@ -102,7 +105,7 @@ class Server:
         self.api_port = await self._web.start(settings.bind, settings.api_port)
         work = [
             self._observations.run(), self._channels.sweep(), self._gateway.tend(), self._scheduler.run(),
-            self._delivery.run(), self._recovering.run(),
+            self._delivery.run(), self._recovering.run(), self._systems.run(),
         ]  # fmt: skip
         if self._second is not None:
             work.append(self._second.tend())
@@ -151,6 +154,8 @@ class Server:
         recovering = Recovering(parts, settings.beacon_recovery, now, chance)
         self._standing.recovered = recovering.is_open
         self._transfers, self._recovering = transfers, recovering
+        bundles = Bundles(self.repository)
+        self._systems = Systems(database, bus, bundles, self._observations, now, chance)
         self._scheduler = Scheduler(
             database, bus, presence, now,
             LookRules(floor_s=settings.look_floor_s, cap_s=max(600.0, settings.look_floor_s)),
@@ -167,7 +172,7 @@ class Server:
         services = WebServices(
             Access(database, now, chance), fleet, enrolment, wishes, history, self._standing, releases, modules,
             self._orders, self.repository, self._programs, bus, presence, database, settings.max_upload, now,
-            cores, parcels, board, recovering, Operators(self._ca, bus, now),
+            cores, parcels, board, recovering, Operators(self._ca, bus, now), bundles, self._systems,
         )  # fmt: skip
         certificate = None if settings.insecure_http else self.layout.certificate
         self._web = WebListener(make_app(services), certificate)
@@ -176,8 +181,8 @@ class Server:
         self, enrolment: Enrolment, wishes: Wishes, history: History, presence: Presence
     ) -> None:
         self._calls = calls = NodeCalls(
-            enrolment, wishes, self._verdicts, history, presence, self._observations, self.settings.poll_s,
-            self._now, self._troubled,
+            enrolment, wishes, self._systems, self._verdicts, history, presence, self._observations,
+            self.settings.poll_s, self._now, self._troubled,
         )  # fmt: skip
         self._artifacts = Artifacts(self.repository, self._recovering.serves)
         routes = [*calls.routes(), *self._artifacts.routes(), *self._channels.routes()]
@@ -191,6 +196,7 @@ class Server:
         self._transfers.joined(node)
         self._recovering.joined(node)
         self._scheduler.joined(node)
+        self._systems.joined(node)
 
     def _troubled(self, node: str) -> None:
         """A node cannot reach the artifacts."""
@@ -228,6 +234,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._recovering.close()
+        await self._systems.close()
         await self._observations.close()
         await self._delivery.close()
         await self._close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -196,6 +197,45 @@ def test_renamed_file_itself_is_synced(tmp_path: Path) -> None:
 
     esp.place(io.BytesIO(b"x"), 1, hashlib.sha256(b"x").hexdigest(), tmp_path / "a.efi", Noting())
     assert calls == ["rename a.efi", "sync a.efi", f"sync {tmp_path.name}"]
+
+
+class Freeing(Disk):
+    """Notes for each sync whether the file of this number is held open then: vfat would not have freed it yet."""
+
+    def __init__(self, inode: int) -> None:
+        self.inode, self.held = inode, list[bool]()
+
+    def _look(self) -> None:
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.fstat(int(name)).st_ino)
+        self.held.append(self.inode in found)
+
+    def sync_file(self, path: Path) -> None:
+        super().sync_file(path)
+        self._look()
+
+    def sync_folder(self, path: Path) -> None:
+        super().sync_folder(path)
+        self._look()
+
+
+def test_image_that_goes_is_held_until_its_folder_is_on_the_disk(tmp_path: Path) -> None:
+    """Linux' vfat frees its clusters else, and a cut then leaves the old name without them."""
+    path, other = tmp_path / "a.efi", tmp_path / "b.efi"
+    path.write_bytes(b"old")
+    disk = Freeing(path.stat().st_ino)
+    esp.place(io.BytesIO(b"x"), 1, hashlib.sha256(b"x").hexdigest(), path, disk)
+    assert disk.held == [True, True]
+    other.write_bytes(b"other")
+    disk = Freeing(path.stat().st_ino)
+    esp.rename(other, path, disk)
+    assert disk.held == [True, True]
+    disk = Freeing(path.stat().st_ino)
+    esp.remove(path, disk)
+    assert disk.held == [True]
+    esp.remove(path, disk)  # absent is fine
 
 
 def test_wrong_or_short_image_leaves_the_old_one(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import random
 import resource
@@ -15,7 +17,8 @@ import pytest
 from instar.core.errors import MachineError, ServerUnreachable, TrustError
 from instar.host import zstd
 from instar.host.boot.slots import Slot
-from instar.targets.slots.source import Frames, Head, index, read_head
+from instar.host.files import Disk
+from instar.targets.slots.source import Frames, Head, index, known, read_head
 from instar.targets.slots.writer import Writer, check_slot
 from instar.trust.bundle import BLOCK, Chunk
 from instar_server.trust.bundle import About, Built, build
@@ -34,14 +37,18 @@ class File:
         self.requests = 0
 
     @contextlib.contextmanager
-    def stream(self, _path: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+    def stream(
+        self, _path: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[bool, Iterator[bytes]]]:
         self.requests += 1
-        yield True, self._pieces(start)
+        yield True, self._pieces(start, stop)
 
-    def _pieces(self, start: int) -> Iterator[bytes]:
+    def _pieces(self, start: int, stop: int | None) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             file.seek(start)
-            while piece := file.read(65_536):
+            end = file.seek(0, 2) if stop is None else stop
+            file.seek(start)
+            while piece := file.read(min(65_536, end - file.tell())):
                 if 0 <= self.cut_after < self.served:
                     self.cut_after = -1
                     return
@@ -118,6 +125,34 @@ def test_what_the_running_slot_has_is_not_fetched(world: World) -> None:
     assert writer.reused > len(world.new) * 0.85
 
 
+def test_only_what_is_needed_is_asked_for(world: World) -> None:
+    writer = world.writer()
+    writer.write(0, world.frames, lambda _: None)
+    assert world.file.served == writer.fetched
+
+
+def test_manifest_says_what_reading_the_slot_says(world: World) -> None:
+    writer = world.writer(local=False)
+    writer.write(0, world.frames, lambda _: None)
+    image = world.head.bundle.image("root")
+    assert set(known(image)) == set(index(world.slots[1], image.size))
+    data = world.slots[1].device.read_bytes()
+    for sha256, place in known(image).items():
+        assert hashlib.sha256(data[place.offset : place.offset + place.size]).hexdigest() == sha256
+
+
+def test_running_slot_that_differs_from_its_index_is_used_no_more(world: World) -> None:
+    """Its block was found at the index's word, and is another one by now: all the rest comes from the bundle."""
+    with world.slots[0].device.open("r+b") as file:
+        file.seek(6 << 20)
+        file.write(b"altered")
+    writer = world.writer()
+    writer.write(0, world.frames, lambda _: None)
+    world.check()
+    assert 5 << 20 < writer.reused < 7 << 20
+    assert writer.fetched > 5 << 20
+
+
 def test_running_slot_is_never_written(world: World) -> None:
     before = world.slots[0].device.read_bytes()
     world.writer().write(0, world.frames, lambda _: None)
@@ -131,7 +166,7 @@ def test_cut_transfer_goes_on_from_its_checkpoint(world: World) -> None:
     world.file.cut_after = 10 << 20
     with pytest.raises(ServerUnreachable, match="ended early"):
         world.writer(local=False).write(0, world.frames, marks.append)
-    assert marks[-1] >= 8 << 20
+    assert marks[-1] >= 9 << 20  # all that came, though the last sync was of the first 8 MiB
     served = world.file.served
     world.writer(local=False).write(marks[-1], world.frames, marks.append)
     world.check()
@@ -164,6 +199,55 @@ def test_flipped_bit_on_the_disk_is_found_when_it_is_read_back(world: World) -> 
     with pytest.raises(MachineError) as error:
         check_slot(world.head.bundle.image("root"), world.slots[1])
     assert error.value.code == "not-as-written"
+
+
+def test_slot_is_read_back_from_the_disk_and_not_from_memory(world: World) -> None:
+    """While it is checked, what comes later is not in the page cache any more, unless it is read ahead."""
+    world.writer().write(0, world.frames, lambda _: None)
+    slot, far, cached = world.slots[1], iter(range(8 << 20, 12 << 20, 1 << 20)), list[bool]()
+    with slot.device.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 4 << 20, os.POSIX_FADV_DONTNEED)
+    if is_cached(slot.device, 0):
+        pytest.skip("a file system in memory has no other place to read from")
+    assert is_cached(slot.device, 12 << 20)
+
+    def progress(done: int) -> None:
+        if done <= 2 << 20:
+            cached.append(is_cached(slot.device, next(far)))
+
+    check_slot(world.head.bundle.image("root"), slot, progress)
+    assert cached == [False] * 4
+    assert not is_cached(slot.device, 12 << 20)  # and nothing is left behind
+
+
+def is_cached(path: Path, at: int) -> bool:
+    """Whether these 4 KiB can be had without the disk. Asking begins to read them."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(fd, [bytearray(BLOCK)], at, os.RWF_NOWAIT) == BLOCK
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+class Broken(Disk):
+    """A disk with a bad place."""
+
+    def write_at(self, fd: int, data: bytes, offset: int) -> None:
+        if offset > 5 << 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().write_at(fd, data, offset)
+
+
+def test_disk_that_fails_is_told(world: World) -> None:
+    image, (running, slot) = world.head.bundle.image("root"), world.slots
+    writer = Writer(image, slot, running, world.local, DECOMPRESS, Broken())
+    marks: list[int] = []
+    with pytest.raises(MachineError) as error:
+        writer.write(0, world.frames, marks.append)
+    assert error.value.code == "disk-failed"
+    assert marks == []
 
 
 def test_slot_that_is_too_small_is_refused_first(world: World) -> None:

@@ -1,4 +1,4 @@
-"""A record of every write to a disk, and the states in which a power cut could have left that disk.
+"""A record of every write to a disk.
 
 QEMU's `-blockdev driver=blklogwrites` writes the format of Linux' dm-log-writes (kernel documentation,
 device-mapper/log-writes), little-endian, in sectors of the log's own size:
@@ -8,11 +8,6 @@ device-mapper/log-writes), little-endian, in sectors of the log's own size:
                 discard; the text of a mark lies in the entry's own sector
 
 QEMU makes no marks: programs inside the guest write theirs to MARK_AT, with MAGIC in front.
-
-What is on the disk for sure at a moment: all that came before the last flush, and every later write with FUA.
-Of the rest any part may be there, in any choice, the last one torn between two sectors. A write is on record
-when it is handed to the disk, so one that was still on its way at a flush counts as covered by it: Linux waits
-for its writes before it flushes.
 """
 
 from __future__ import annotations
@@ -21,7 +16,6 @@ import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from instar.core.errors import InputError
@@ -45,25 +39,19 @@ class Entry(NamedTuple):
 
 
 class Log:
-    """The file, mapped: the data of its entries is not copied. A context manager."""
+    """The file, mapped: the data of its entries is not copied, and keeps the file open as long as it is held."""
 
     def __init__(self, path: Path) -> None:
         """Raises InputError `bad-log`."""
         with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._view = memoryview(self._map)
+            if not path.stat().st_size:
+                raise _bad("it is empty")
+            self._view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        if len(self._view) < SUPER.size:
+            raise _bad("it is cut off")
         magic, version, self.count, self._sector = SUPER.unpack_from(self._view)
         if (magic, version) != (NUMBER, VERSION) or self._sector < ENTRY.size:
             raise _bad(f"expected magic {NUMBER:#x} and version {VERSION}, got {magic:#x} and {version}")
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._view.release()
-        self._map.close()
 
     def entries(self) -> Iterator[Entry]:
         """In the order in which the disk got them. Raises InputError `bad-log` where the file ends early."""

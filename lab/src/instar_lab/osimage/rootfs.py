@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.resources
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from instar_lab.osimage import guest
 from instar_lab.osimage.packages import BUSYBOX, unpacked
+from instar_lab.program import canonical
 
 PACKAGES = (
     "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libexpat1", "zlib1g", "libssl3",
@@ -20,9 +22,25 @@ NOT_NEEDED = (
     "usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/ensurepip",
     "usr/lib/python3.11/distutils", "usr/lib/python3.11/tkinter",
 )  # fmt: skip
+LIBRARY = "usr/lib/python3.11"
 MERGED = ("bin", "sbin", "lib", "lib64")
 FOLDERS = ("proc", "sys", "dev", "run", "tmp", "efi", "data", "etc", "var")
-APPLETS = ("sh", "mount", "umount", "ip", "cat", "ls", "sync", "dmesg", "kill", "sleep", "dd", "cp", "rm", "df")
+APPLETS = (
+    "sh",
+    "mount",
+    "umount",
+    "ip",
+    "cat",
+    "ls",
+    "sync",
+    "dmesg",
+    "kill",
+    "sleep",
+    "dd",
+    "cp",
+    "rm",
+    "df",
+)
 RELEASE = """\
 ID=instar-lab
 PRETTY_NAME="Instar lab {version}"
@@ -39,6 +57,7 @@ def build(folder: Path, version: str, broken: str, extra: Mapping[str, bytes], c
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in MERGED:
         _merge(folder, name)
+    _compile(folder / LIBRARY)
     for name in FOLDERS:
         (folder / name).mkdir(exist_ok=True)
     programs = folder / "usr/bin"
@@ -58,12 +77,26 @@ def build(folder: Path, version: str, broken: str, extra: Mapping[str, bytes], c
     (folder / "etc/os-release").write_text(RELEASE.format(version=version))
     (folder / "etc/lab-version").write_text(f"{version} {broken}".strip() + "\n")
     if broken == "no-agent":
-        shutil.rmtree(folder / "usr/lib/python3.11/asyncio")  # of all residents, only the agent needs it
+        shutil.rmtree(folder / LIBRARY / "asyncio")  # of all residents, only the agent needs it
     (folder / "etc/passwd").write_text("root:x:0:0::/:/usr/bin/sh\n")
     (folder / "etc/group").write_text("root:x:0:\n")
     for path, data in extra.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
+
+
+def _compile(library: Path) -> None:
+    """Compiled code in the place of each source: the root is read-only, so nobody else could keep it there, and a
+    slow machine would need seconds for every start. Only by a Python of the same minor version."""
+    if sys.version_info[:2] != (3, 11):
+        return
+    for path in sorted(library.rglob("*.py")):
+        try:
+            code = canonical.pyc(path.read_bytes(), str(path.relative_to(library)))
+        except (SyntaxError, ValueError):
+            continue
+        path.with_suffix(".pyc").write_bytes(code)
+        path.unlink()
 
 
 def _merge(folder: Path, name: str) -> None:

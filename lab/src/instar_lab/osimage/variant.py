@@ -1,7 +1,15 @@
-"""One version of the lab's system: a root image with its hash tree, a unified kernel image that names its hash."""
+"""One version of the lab's system: a root image with its hash tree, a unified kernel image that names its hash.
+
+The node's own program is not in it: it lies on the data partition, put there when the machine is made and
+replaced by its own updates. So an image is built anew only when what it is made from has changed.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import importlib.resources
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -9,21 +17,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 from instar.core.errors import InputError
-from instar_lab.osimage import initial, rootfs, uki
+from instar_lab.osimage import guest, initial, rootfs, signing, uki
 from instar_lab.osimage.packages import STUB, kernel_package, run, unpacked
-from instar_server.trust.bundle import About, Built, build
+from instar_lab.osimage.signing import Keys
+from instar_server.trust.bundle import About, Built, build, describe
 
 BROKEN = {
     "": "sound",
     "panics": "process 1 ends at once",
-    "hangs": "process 1 does nothing, and feeds no watchdog",
-    "no-agent": "everything comes up but Instar",
+    "hangs": "process 1 does nothing, and feeds the watchdog no more",
+    "hangs-early": "the kernel comes up, and stands still before it has any driver",
+    "no-agent": "everything comes up but the agent: a part of Python that only it needs is not there",
+    "no-node": "everything comes up but Instar",
+    "no-network": "everything comes up, and reaches nobody",
+    "wrong-hash": "the kernel image names a root that is in no slot",
 }
 BLOCK = 4096
 UUIDS = ("00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002")
 # A panic reboots at once, a hung machine too: the watchdog goes on through kexec.
-COMMAND_LINE = "console=ttyS0 quiet loglevel=4 panic=-1 softlockup_panic=1 watchdog.stop_on_reboot=0"
-HARDWARE = "instar-lab"
+COMMAND_LINE = "console=ttyS0 quiet loglevel=4 panic=-1 softlockup_panic=1"
+NAME, HARDWARE, ARCH = "lab", "instar-lab", "x86_64"
+SOURCES = ("initial.py", "rootfs.py", "signing.py", "uki.py", "variant.py", "packages.py")
+INSIDE = ("first.sh", "process_one.py", "hands.py", "reboot")
 
 
 class Image(NamedTuple):
@@ -36,31 +51,92 @@ class Image(NamedTuple):
     built: Built
 
 
+def kept(version: str, cache: Path, broken: str = "", keys: Keys | None = None) -> Image:
+    """As `make`, but from the cache when it was made from the same before: half a minute the first time.
+
+    Raises InputError, MachineError.
+    """
+    _check(broken)
+    name = f"{version}-{broken or 'sound'}{'-signed' if keys else ''}-{_inputs(cache, keys)[:16]}"
+    folder = cache / "images" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            unfinished = folder.with_name(f"{name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(version, unfinished, cache, broken, keys=keys)
+            unfinished.rename(folder)
+    root, kernel, bundle = _files(folder, version)
+    return Image(version, root, kernel, bundle, describe(bundle))
+
+
 def make(
-    version: str, folder: Path, cache: Path, broken: str = "", extra: Mapping[str, bytes] | None = None
+    version: str,
+    folder: Path,
+    cache: Path,
+    broken: str = "",
+    extra: Mapping[str, bytes] | None = None,
+    keys: Keys | None = None,
 ) -> Image:
-    """Build it below `folder`. The same arguments give the same bytes. Raises InputError, MachineError."""
+    """Build it below `folder`. The same arguments give the same bytes, but for signatures by `keys`.
+
+    Raises InputError, MachineError.
+    """
+    _check(broken)
+    folder.mkdir(parents=True, exist_ok=True)
+    root, kernel, bundle = _files(folder, version)
+    blocks, roothash = _root(root, version, broken, extra or {}, cache)
+    if broken == "wrong-hash":
+        roothash = hashlib.sha256(roothash.encode()).hexdigest()
+    line = f"{COMMAND_LINE} instar.roothash={roothash} instar.blocks={blocks}"
+    if broken == "hangs-early":
+        line += " lab.hangs=early"
+    _kernel(kernel, version, line, cache, keys)
+    about = About(NAME, version, (HARDWARE,), ARCH)
+    return Image(version, root, kernel, bundle, build(about, root, kernel, bundle))
+
+
+def _check(broken: str) -> None:
     if broken not in BROKEN:
         names = ", ".join(name for name in BROKEN if name)
         raise InputError("unknown-variant", f"cannot build: expected one of {names}, got {broken!r}")
-    folder.mkdir(parents=True, exist_ok=True)
-    root, kernel = folder / f"{version}.root", folder / f"{version}.efi"
-    blocks, roothash = _root(root, version, broken, extra or {}, cache)
+
+
+def _files(folder: Path, version: str) -> tuple[Path, Path, Path]:
+    return folder / f"{version}.root", folder / f"{version}.efi", folder / f"{version}.bundle"
+
+
+def _inputs(cache: Path, keys: Keys | None) -> str:
+    """A digest of what an image is made from, as far as it does not stand in its name."""
+    hashed = hashlib.sha256(kernel_package().encode())
+    here = Path(__file__).parent
+    inside = importlib.resources.files(guest)
+    for path in [*(here / name for name in SOURCES), *(inside / name for name in INSIDE)]:
+        hashed.update(json.dumps([path.name, hashlib.sha256(path.read_bytes()).hexdigest()]).encode())
+    if keys is not None:
+        hashed.update(keys.certificate("db").read_bytes())
+    return hashed.hexdigest()
+
+
+def _kernel(out: Path, version: str, line: str, cache: Path, keys: Keys | None) -> None:
     tree = unpacked([kernel_package()], cache)
-    first = cache / f"{tree.name}.initial"
-    if not first.exists():
+    release = f"ID=instar-lab\nVERSION_ID={version}\nPRETTY_NAME=Instar lab {version}\n"
+    with tempfile.TemporaryDirectory() as name:
+        first, linux = Path(name) / "initial", Path(name) / "linux"
         initial.build(tree, cache, first)
-    line = f"{COMMAND_LINE} instar.roothash={roothash} instar.blocks={blocks}"
-    added = {
-        ".osrel": f"ID=instar-lab\nVERSION_ID={version}\nPRETTY_NAME=Instar lab {version}\n".encode(),
-        ".cmdline": line.encode(),
-        ".initrd": first.read_bytes(),
-        ".linux": next((tree / "boot").glob("vmlinuz-*")).read_bytes(),
-    }
-    kernel.write_bytes(uki.build(STUB.read_bytes(), added))
-    about = About("lab", version, (HARDWARE,), "x86_64")
-    bundle = folder / f"{version}.bundle"
-    return Image(version, root, kernel, bundle, build(about, root, kernel, bundle))
+        shutil.copy(next((tree / "boot").glob("vmlinuz-*")), linux)
+        if keys is not None:
+            signing.sign_kernel(linux, keys)
+        added = {
+            ".osrel": release.encode(),
+            ".cmdline": line.encode(),
+            ".initrd": first.read_bytes(),
+            ".linux": linux.read_bytes(),
+        }
+    out.write_bytes(uki.build(STUB.read_bytes(), added))
+    if keys is not None:
+        signing.sign(out, keys)
 
 
 def _root(out: Path, version: str, broken: str, extra: Mapping[str, bytes], cache: Path) -> tuple[int, str]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from instar.core.errors import MachineError
-from instar_lab.osimage.packages import FIRMWARE
+from instar_lab.osimage.hands import Hands
+from instar_lab.osimage.packages import FIRMWARE, SECURE_FIRMWARE
 
 VARIABLES = FIRMWARE.with_name("OVMF_VARS_4M.fd")
 MEMORY_MIB = 512
@@ -27,13 +28,21 @@ HOST = "10.0.2.2"  # the host as the guest sees it, in QEMU's user network
 class Vm:
     """A context manager. `folder` gets `serial.log` and `variables.fd`; `disk` is written to.
 
-    `writes`: a file that gets a record of every write to the disk (blocklog.py reads it)."""
+    `writes`: a file that gets a record of every write to the disk (blocklog.py reads it). `secure`: firmware that
+    refuses what is not signed, once keys are in the variable store. The machine has a watchdog, which runs when
+    the guest has started it, and a port through which the guest does what it is asked (`do`)."""
 
     def __init__(
-        self, folder: Path, disk: Path, settings: Mapping[str, Path] | None = None, writes: Path | None = None
+        self,
+        folder: Path,
+        disk: Path,
+        settings: Mapping[str, Path] | None = None,
+        writes: Path | None = None,
+        secure: bool = False,
     ) -> None:
-        self.folder, self.disk, self.writes = folder, disk, writes
+        self.folder, self.disk, self.writes, self.secure = folder, disk, writes, secure
         self.variables, self.serial = folder / "variables.fd", folder / "serial.log"
+        self._hands = Hands(folder / "hands")
         self._settings = settings or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: list[tuple[float, str]] = []
@@ -54,12 +63,10 @@ class Vm:
     def start(self) -> None:
         """Raises MachineError `no-vm`."""
         words = [
-            "qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64,+rdrand", "-machine", "q35", "-m", str(MEMORY_MIB),
+            "qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64,+rdrand", "-m", str(MEMORY_MIB),
             "-display", "none", "-monitor", "none", "-serial", "stdio", "-nodefaults",
-            "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}",
-            "-drive", f"if=pflash,format=raw,unit=1,file={self.variables}",
-            *self._drive(),
-            "-device", "nvme,drive=disk,serial=1",
+            *self._firmware(), *self._drive(), *self._hands.device(),
+            "-device", "nvme,drive=disk,serial=1", "-device", "i6300esb", "-action", "watchdog=reset",
             "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci",
         ]  # fmt: skip
         for name, path in self._settings.items():
@@ -72,15 +79,26 @@ class Vm:
             raise MachineError("no-vm", f"cannot start QEMU: {error}") from None
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
 
+    def _firmware(self) -> list[str]:
+        code, more = FIRMWARE, ["-machine", "q35"]
+        if self.secure:
+            code, more = SECURE_FIRMWARE, [
+                "-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on",
+                "-global", "ICH9-LPC.disable_s3=1",
+            ]  # fmt: skip
+        return [
+            *more,
+            "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}",
+            "-drive", f"if=pflash,format=raw,unit=1,file={self.variables}",
+        ]  # fmt: skip
+
     def _drive(self) -> list[str]:
         if self.writes is None:
             return ["-drive", f"if=none,id=disk,format=raw,cache=writeback,file={self.disk}"]
         self.writes.write_bytes(b"")
-        return [
-            "-blockdev", f"driver=raw,node-name=base,file.driver=file,file.filename={self.disk}",
-            "-blockdev", "driver=blklogwrites,node-name=disk,file=base,log-sector-size=512,"
-            f"log.driver=file,log.filename={self.writes}",
-        ]  # fmt: skip
+        below = f"driver=raw,node-name=base,file.driver=file,file.filename={self.disk}"
+        above = f"driver=blklogwrites,node-name=disk,file=base,log.driver=file,log.filename={self.writes}"
+        return ["-blockdev", below, "-blockdev", f"{above},log-sector-size=512"]
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -94,6 +112,13 @@ class Vm:
                     self._news.notify_all()
         with self._news:
             self._news.notify_all()
+
+    def do(self, script: str, within_s: float = 60.0) -> str:
+        """Have the guest run a shell script; what that said. Only while process 1 is at work there ("LAB ready").
+
+        Raises MachineError `guest-failed` when it ends with another status than 0, `not-seen` without an answer.
+        """
+        return self._hands.do(script, within_s)
 
     # --- looking
 
@@ -141,6 +166,7 @@ class Vm:
 
     def cut_power(self) -> None:
         """End it at once. Idempotent."""
+        self._hands.close()
         process, self._process = self._process, None
         if process is None:
             return

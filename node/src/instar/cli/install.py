@@ -282,4 +282,13 @@ CONFIG = """\
 # block = 65536        # bytes of one block at most
 # window = 16          # blocks under way at most
 # rate_bytes_s = 0     # cap; 0: as network.rate_bytes_s
+
+[os]
+# The system in two slots; after a change: instar start
+# disk = ""            # the disk that has both, such as "/dev/nvme0n1"; "": this node has no slots
+# slots = ["instar-system-a", "instar-system-b"]  # the names of their partitions
+# esp = "/efi"         # where the disk's EFI system partition is mounted
+# hardware = ""        # names that bundles may be for, blanks between them; "": what the firmware says
+# answer_s = 10.0      # from an activation until the machine goes down
+# min_bundle_version = ""  # no older bundle is taken
 """

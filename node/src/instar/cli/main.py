@@ -11,6 +11,7 @@ from typing import Any
 from instar.cli import control, install, push, restart, show
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.modules import module_of
+from instar.core.system import LINE as SYSTEM
 from instar.host.layout import LINES
 
 DEFAULT_STATE = Path("/var/lib/instar")
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub = command("rollback", "Go back to the previous release.", control.rollback, control.rollback_lines)
     sub.add_argument(
-        "--line", type=_line, default="agent", help="agent, updater or module/NAME (%(default)s)"
+        "--line", type=_line, default="agent", help="agent, updater, os or module/NAME (%(default)s)"
     )
     sub.add_argument("--wait", type=float, default=300.0, metavar="S", help="for its end (%(default)s)")
     sub = command(
@@ -137,11 +138,11 @@ def _folder(text: str) -> Path:
 
 def _line(text: str) -> str:
     try:
-        if text in LINES or module_of(text):
+        if text in (*LINES, SYSTEM) or module_of(text):
             return text
     except InputError as error:
         raise argparse.ArgumentTypeError(error.text) from None
-    raise argparse.ArgumentTypeError(f"expected agent, updater or module/NAME, got {text!r}")
+    raise argparse.ArgumentTypeError(f"expected agent, updater, os or module/NAME, got {text!r}")
 
 
 def _count(text: str) -> int:

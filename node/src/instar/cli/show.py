@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from instar.cli.slots import slot_lines, slots
 from instar.core.errors import InstarError
 from instar.core.journal import timeline
 from instar.core.modules import NAME, PREFIX
@@ -33,6 +34,7 @@ def status(args: argparse.Namespace) -> dict[str, Any]:
         "server": node.server,
         "group": node.group,
         "lines": {role: _line(layout, role, clock) for role in LINES},
+        "system": slots(layout),
         "modules": {name: found for name in _modules(layout) if (found := _module(layout, name))},
         "quarantine": [
             {"line": name.partition(":")[0], "version": e.version, "until": e.until, "reason": e.reason.text}
@@ -99,6 +101,8 @@ def status_lines(answer: dict[str, Any]) -> Iterator[str]:
         yield f"{role:8} {line['current'] or 'no release':28} {state}"
         if line["running"] and line["running"] != line["current"]:
             yield f"{'':8} runs {line['running']} still"
+    if answer["system"]:
+        yield from slot_lines(answer["system"])
     for name, line in answer["modules"].items():
         state = "  on trial" if line["trial"] else ""
         yield f"module   {line['current'] or 'no release':28} {name}{state}"

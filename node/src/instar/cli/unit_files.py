@@ -152,6 +152,24 @@ ListenStream=
 ListenStream={api}
 """
 
+# What the updater of a node with slots may do beside that. Its sandbox hides disks, and lets nothing but the state
+# folder be written. An EFI system partition that is not mounted must not keep the updater from starting.
+OS_DROP_IN = """\
+# Made by `instar start` from [os] of config.toml; `instar uninstall` removes it.
+[Unit]
+After=local-fs.target
+
+[Service]
+# The slots, and the EFI system partition with their kernels:
+PrivateDevices=no
+ReadWritePaths=-{esp}
+# Boot entries are immutable files of efivarfs:
+CapabilityBoundingSet=CAP_LINUX_IMMUTABLE
+# kexec; a reboot is systemd's to do:
+CapabilityBoundingSet=CAP_SYS_BOOT
+SystemCallFilter=kexec_file_load
+"""
+
 TIMER = """\
 [Unit]
 Description=Instar updater looks by itself

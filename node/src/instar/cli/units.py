@@ -12,7 +12,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from instar.cli.unit_files import API, API_DROP_IN, UNITS
+from instar.cli.unit_files import API, API_DROP_IN, OS_DROP_IN, UNITS
 from instar.core.errors import InputError, MachineError
 from instar.core.settings import Settings
 from instar.host.config import read_config
@@ -31,7 +31,7 @@ AGENT, UPDATER = "instar-agent.service", "instar-updater.service"
 SOCKET, API_SOCKET, TIMER = "instar-updater.socket", "instar-updater-api.socket", "instar-updater.timer"
 TRIGGERS = (SOCKET, TIMER)
 ENABLED = (*TRIGGERS, UPDATER, AGENT)
-DROP_IN = "instar.conf"
+DROP_IN, OS = "instar.conf", "instar-os.conf"
 MADE_BY = (
     "# Made by `instar install`; `instar uninstall` removes it.\n"  # an administrator's own has no such line
 )
@@ -80,6 +80,7 @@ def write_units(layout: Layout, folder: Path = FOLDER) -> str:
             if name != API_SOCKET:
                 write_atomic(folder / name, f"{MADE_BY}{text}".encode())
     _place_api(layout, folder)
+    place_os(layout, folder)
     _systemctl("daemon-reload")
     _systemctl("enable", *ENABLED)
     _systemctl("start", *TRIGGERS)
@@ -87,7 +88,8 @@ def write_units(layout: Layout, folder: Path = FOLDER) -> str:
 
 
 def start_triggers(layout: Layout, folder: Path = FOLDER) -> str:
-    """See that sockets and timer are up, and that the API listens where config.toml says by now.
+    """See that sockets and timer are up, that the API listens where config.toml says by now, and that the updater
+    may use the slots that it names.
 
     Returns why it does not; '' when it does, or is not wanted.
     """
@@ -97,6 +99,9 @@ def start_triggers(layout: Layout, folder: Path = FOLDER) -> str:
             with contextlib.suppress(MachineError):  # not loaded: its file is gone, and it was not up
                 _systemctl(verb, API_SOCKET)
         _systemctl("stop", UPDATER)  # a socket cannot be moved below a running updater
+    if place_os(layout, folder):
+        _systemctl("daemon-reload")
+        _systemctl("stop", UPDATER)  # whoever starts it next has it in its new bounds
     _systemctl("start", *TRIGGERS)
     return _switch_api(layout)
 
@@ -147,13 +152,24 @@ def _place_api(layout: Layout, folder: Path) -> bool:
     api = _api(layout)
     if packaged(layout, folder):
         other = api not in ("", Settings().updater.api)
-        return _place_drop_in(API_DROP_IN.format(api=api) if other else "", folder)
+        return _place_drop_in(
+            API_DROP_IN.format(api=api) if other else "", folder / f"{API_SOCKET}.d" / DROP_IN
+        )
     text = MADE_BY + API.format(api=api, enrolled=_enrolled(layout)) if api else ""
     return _place(folder / API_SOCKET, text)
 
 
-def _place_drop_in(text: str, folder: Path) -> bool:
-    drop_in = folder / f"{API_SOCKET}.d" / DROP_IN
+def place_os(layout: Layout, folder: Path) -> bool:
+    """Let the updater use its node's slots, if the settings name any; whether that changed."""
+    try:
+        settings = read_config(layout).os
+    except InputError:
+        settings = Settings().os
+    text = OS_DROP_IN.format(esp=_quoted(settings.esp)) if settings.disk else ""
+    return _place_drop_in(text, folder / f"{UPDATER}.d" / OS)
+
+
+def _place_drop_in(text: str, drop_in: Path) -> bool:
     changed = _place(drop_in, text)
     if not text:
         with contextlib.suppress(OSError):  # absent, or with something of an operator's in it
@@ -208,7 +224,8 @@ def remove_units(folder: Path = FOLDER) -> None:
             remove(folder / name)
         for wants in folder.glob("*.wants"):  # where the package went before its node, links are left
             remove(wants / name)
-    _place_drop_in("", folder)
+    _place_drop_in("", folder / f"{API_SOCKET}.d" / DROP_IN)
+    _place_drop_in("", folder / f"{UPDATER}.d" / OS)
     if systemd_runs():
         _systemctl("daemon-reload")
 

@@ -21,7 +21,9 @@ SYNC_EVERY = 4 * 1024 * 1024
 class Source(Protocol):
     """What `instar.host.transport.Transport.stream` offers."""
 
-    def stream(self, path: str, start: int) -> AbstractContextManager[tuple[bool, Iterator[bytes]]]: ...
+    def stream(
+        self, path: str, start: int, stop: int | None = None
+    ) -> AbstractContextManager[tuple[bool, Iterator[bytes]]]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,12 +56,7 @@ class Disk:
 
     def create(self, path: Path, mode: int) -> int:
         """Make `path` anew, empty, to be filled by `write_at`. The descriptor; nothing is synced."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-        try:
-            os.fchmod(fd, mode)
-        except OSError:  # vfat knows no modes
-            pass
-        return fd
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
 
     def write_at(self, fd: int, data: bytes, offset: int) -> None:
         """All of `data` into an open file or device at `offset`; not synced."""

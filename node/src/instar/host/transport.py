@@ -71,12 +71,16 @@ class Transport:
         return self._read("GET", path, None, {}, None)
 
     @contextlib.contextmanager
-    def stream(self, path: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
-        """The bytes at `path` from `start` on, in chunks, and whether the server began at `start`.
+    def stream(
+        self, path: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        """The bytes at `path` from `start` up to `stop` (its end), in chunks, and whether the server began there.
 
-        The connection is closed afterwards unless everything was read. Raises as `call` does.
+        One that knows no ranges begins at 0 and goes on to the end. The connection is closed afterwards unless
+        everything was read. Raises as `call` does.
         """
-        headers = {"Range": f"bytes={start}-"} if start else {}
+        last = "" if stop is None else stop - 1
+        headers = {"Range": f"bytes={start}-{last}"} if start or stop is not None else {}
         response = self._request("GET", path, None, headers, None)
         try:
             yield response.status == 206, self._chunks(response, path)

@@ -30,6 +30,7 @@ from instar.recovery import guard, launch
 STEADY_S = 20.0  # a process that ran this long is started again at once
 LOCK_WITHIN_S = 1.0
 TICK_S = 5.0  # how often trials are looked at
+HELD_S = 1.0  # how often a role is looked at that somebody else plays
 NOT_RUNNING = 3  # exit status of an init script's `status`, by the Linux Standard Base
 USAGE = "usage: instar keep --state DIR [--by MANAGER] [--detach | --end | --check]"
 LOG_BYTES = 4 * 1024 * 1024
@@ -48,6 +49,7 @@ class Kept:
         self.due = 0.0
         self.quick_ends = 0
         self.nudged = False  # somebody ended it on purpose: no wait
+        self.waits = False  # for somebody else who plays the role
 
     def ended(self, now: float) -> None:
         if self.pidfd is not None:
@@ -102,7 +104,7 @@ class Keeper:
             kept.ended(now)
         if kept.pidfd is None and (kept.nudged or now >= kept.due):
             kept.nudged = False
-            if not self._adopt(kept):
+            if not self._adopt(kept) and not self._is_anothers(kept, now):
                 self._spawn(kept, now)
 
     def _adopt(self, kept: Kept) -> bool:
@@ -110,6 +112,24 @@ class Keeper:
         kept.pidfd = processes.open_pidfd(process, self.clock.boot_id()) if process else None
         kept.process = process if kept.pidfd is not None else None
         return kept.pidfd is not None
+
+    def _is_anothers(self, kept: Kept, now: float) -> bool:
+        """Whether somebody else plays the role, as a recovery core does the updater's: a launcher could only say
+        so and leave."""
+        held = False
+        try:
+            with RoleLock(self.layout.role_lock(kept.role)) as lock:
+                lock.acquire(launch.FORK_S)
+        except MachineError:
+            held = True
+        except OSError:
+            pass  # the launcher says what is wrong
+        if held and not kept.waits:
+            print(f"instar keep: another process is this node's {kept.role}", file=sys.stderr, flush=True)
+        kept.waits = held
+        if held:
+            kept.due = now + HELD_S
+        return held
 
     def _spawn(self, kept: Kept, now: float) -> None:
         # A signal between fork and the child's own handlers must not be lost in the child.

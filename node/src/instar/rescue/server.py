@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from instar.core.errors import ServerUnreachable, TrustError
+from instar.core.errors import MachineError, ServerUnreachable, TrustError
 from instar.core.settings import NetworkSettings
 from instar.host.layout import Layout
 from instar.host.program import Program
@@ -26,9 +26,11 @@ class PinnedSource:
         self._transport = transport
 
     @contextlib.contextmanager
-    def stream(self, path: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+    def stream(
+        self, path: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[bool, Iterator[bytes]]]:
         try:
-            with self._transport.stream(path, start) as found:
+            with self._transport.stream(path, start, stop) as found:
                 yield found
         except ServerUnreachable as error:
             raise final(error) from error
@@ -79,6 +81,9 @@ class RescueServer:
 
     def source(self) -> PinnedSource:
         return PinnedSource(self.artifacts.source())
+
+    def elsewhere(self, url: str) -> tuple[PinnedSource, str]:
+        raise MachineError("no-source", f"cannot fetch {url}: a recovery core installs no system")
 
 
 def final(error: ServerUnreachable) -> ServerUnreachable | TrustError:

@@ -46,6 +46,10 @@ class Server(Protocol):
 
     def source(self) -> Source: ...
 
+    def elsewhere(self, url: str) -> tuple[Source, str]:
+        """What fetches from an https URL that is not the server's, and the path to ask it for. For system
+        images only: what they are is signed, wherever they come from. Raises MachineError."""
+
 
 def _untold(done: int, total: int) -> None:
     return

@@ -1,57 +1,56 @@
 """The node's operating system, as a thing that can be replaced: an image into the slot that does not run.
 
-The slot is poisoned first: it loses its kernel image before a byte of it is written, and gets one back only
-when the root image has been read back from the disk. So at every moment the firmware finds nothing but whole
-systems. Activating asks the firmware for one try (or loads the kernel for kexec) and lets the machine go down in
-the watch, after the caller has had his answer. What came up is known from the mounted root alone. The boot
-order is moved only when the trial is passed, and read back.
+Staging and verifying are `slots/install.py`'s, the trial is `slots/trial.py`'s; going back to the other slot and
+proving a cold boot write no image (`slots/ways.py`). Here is the switch: activating asks the firmware for one try
+(or loads the kernel for kexec) and lets the machine go down in the watch, after the caller has had his answer.
+What came up is known from the mounted root alone.
+
+The order that the firmware keeps is moved only for a system that the firmware itself has started and that has
+passed its trial. One that kexec has started is confirmed, and gets one try of the firmware at the next cold boot:
+if it comes up, the order is moved then (`cold_boot_seen`); if not, the machine is back on the old one for good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import contextlib
 from typing import Any
 
 from instar.core import quarantine
-from instar.core.errors import InstarError, MachineError, ServerRefused, ServerUnreachable, TrustError
+from instar.core.errors import MachineError
 from instar.core.journal import Progress, Reason
 from instar.core.lease import Lease
 from instar.core.light import asdict
 from instar.core.recovery import Observation
-from instar.core.releases import version_key
+from instar.core.releases import Release
 from instar.core.transaction import State, Step
-from instar.core.trial import Confirm, Facts, Health, Revert, judge, read_health
-from instar.engine.fetch import Pace
+from instar.engine.journal import Journal, Journals
 from instar.engine.target import Failed, Notes, NotNow, Outcome
-from instar.host import zstd
-from instar.host.boot import esp
-from instar.host.boot.slots import Slot, other
-from instar.host.files import make_folder, remove_tree, write_atomic
+from instar.host.boot.slots import other
+from instar.host.files import remove_tree
 from instar.host.points import reach
 from instar.host.records import read_quarantine, write_quarantine
-from instar.host.sockets import ask
-from instar.targets.kit import Kit, TrustedTarget
+from instar.targets.kit import Kit
+from instar.targets.slots.install import Install
+from instar.targets.slots.ledger import Ledger
 from instar.targets.slots.platform import Platform, Tell, untold
-from instar.targets.slots.records import SlotRecord, read_records, write_records
-from instar.targets.slots.source import Frames, Place, index, read_head
-from instar.targets.slots.writer import Writer, check_slot
-from instar.trust.bundle import KIND, Bundle, Chunk, Image, decode
+from instar.targets.slots.records import SlotRecord
+from instar.targets.slots.trial import LOOK_S, ROLE, SlotTrial, health
+from instar.targets.slots.ways import CAUSES, COLD_BOOT, ROLLBACK, Ways
 
-ROLE = "os"
 MODES = ("none", "reboot", "kexec")
 DOWN_WITHIN_S = 300.0  # a machine that is not down by then does not go down
-LOOK_S = 0.25
-ASK_S, VERDICT_S = 1.0, 1.0
-MANIFEST, KERNEL = "bundle.json", "kernel.efi"
+UNSEEN = "confirmed, cold boot not seen"
 
 
 class OsSlot:
-    """Holds only what can be found out again. `answer_s`: from the activation to the machine's way down."""
+    """Holds only what can be found out again. `answer_s`: from the activation to the machine's way down. `tell` is
+    called while an image comes or is read back, a few times a second."""
 
     def __init__(self, kit: Kit, platform: Platform, answer_s: float = 10.0, tell: Tell = untold) -> None:
-        self.kit, self.platform, self.answer_s, self.tell = kit, platform, answer_s, tell
-        self.path = kit.layout.state / "os" / "slots.json"
+        self.kit, self.platform, self.answer_s = kit, platform, answer_s
+        self.ledger = Ledger(kit.layout.state / "os", platform, kit.clock.wall, kit.disk)
+        self._install = Install(kit, platform, self.ledger, tell)
+        self._ways = Ways(self._install)
 
     # --- what is there
 
@@ -71,151 +70,109 @@ class OsSlot:
         return Observation(progress.begin.release.name, previous)
 
     def records(self) -> dict[str, SlotRecord]:
-        return read_records(self.path)
+        return self.ledger.records()
 
-    def _idle(self) -> str:
-        """The slot that may be written. Raises MachineError `unknown-slot`: unsure means none."""
-        running = self.platform.running()
-        if not running:
-            text = "cannot tell which slot runs: the mounted root lies on neither of the two"
-            raise MachineError("unknown-slot", text)
-        return other(running)
+    def usable(self, slot: str) -> bool:
+        """Whether it holds a whole system to go back to, as far as it is known."""
+        return self.ledger.usable(slot)
 
     # --- bringing it there
 
     def stage(self, progress: Progress, notes: Notes) -> Outcome:
-        begin, kit = progress.begin, self.kit
-        slot = self._idle()
-        target = kit.server.trusted_target(begin.target)
-        _check_promise(progress, target)
-        staging = kit.layout.staging / begin.tx
-        make_folder(staging, 0o700, kit.disk)
-        head = read_head(kit.server.source(), target.path, begin.digest)
-        self._check_fits(head.bundle, slot)
-        write_atomic(staging / MANIFEST, head.bundle.encode(), 0o600, kit.disk)
-        start = self._poison(slot, progress, head.bundle)
-        pace = Pace(kit.settings.network.rate_bytes_s, kit.clock.monotonic, kit.sleep)
-
-        def frames(needed: list[Chunk]) -> Frames:
-            return Frames(kit.server.source(), target.path, head.frames, needed, pace.spend)
-
-        root, kernel = head.bundle.image("root"), head.bundle.image("kernel")
-        running = self.platform.slots[other(slot)]
-        local = self._local(running)
-        writer = Writer(root, self.platform.slots[slot], running, local, zstd.decompressor())
-        writer.write(start, frames, lambda done: self._mark(slot, done=done))
-        fetched = self._save(kernel, staging / KERNEL, frames)
-        self._mark(slot, done=root.size)
-        bytes_ = {"fetched": head.fetched + writer.fetched + fetched, "reused": writer.reused}
-        return Outcome({"slot": slot, "bytes": bytes_})
-
-    def _check_fits(self, bundle: Bundle, slot: str) -> None:
-        """Refuse before anything is written."""
-        platform, running = self.platform, self.records()[other(slot)]
-        if bundle.arch != platform.arch or not set(bundle.compatible) & set(platform.hardware):
-            text = f"expected a bundle for {platform.arch} {'/'.join(platform.hardware)}, got {bundle.arch} "
-            raise Failed(Reason("wrong-hardware", text + "/".join(bundle.compatible)))
-        if bundle.min_version and (
-            not running.version or version_key(running.version) < version_key(bundle.min_version)
-        ):
-            text = f"expected the system to be {bundle.min_version} at least, it is {running.version or 'unknown'}"
-            raise Failed(Reason("too-old-system", text), blame=False)
-        if bundle.image("root").size > platform.slots[slot].size:
-            text = f"expected a slot of {bundle.image('root').size} bytes, got {platform.slots[slot].size}"
-            raise Failed(Reason("slot-too-small", text))
-        esp.check_room(platform.esp, bundle.image("kernel").size)
-
-    def _poison(self, slot: str, progress: Progress, bundle: Bundle) -> int:
-        """Make the slot not bootable, by name and by record. From which byte its image is to be written on."""
-        begin, old = progress.begin, self.records()[slot]
-        esp.remove(self.platform.boot.kernel(slot), self.kit.disk)
-        reach("os:poisoned")
-        if (old.state, old.digest) == ("writing", begin.digest):
-            starts = [chunk.offset for chunk in bundle.image("root").chunks]
-            return max((start for start in starts if start <= old.done), default=0)
-        size = bundle.image("root").size
-        self._put(slot, SlotRecord(begin.version, begin.digest, "writing", size, 0, self.kit.clock.wall()))
-        return 0
-
-    def _local(self, running: Slot) -> dict[str, Place]:
-        record = self.records()[running.name]
-        return index(running, record.size or running.size)
-
-    def _save(self, kernel: Image, path: Path, frames: Callable[[list[Chunk]], Frames]) -> int:
-        """The kernel image into the staging folder, chunk by chunk checked; how many bytes came."""
-        path.write_bytes(b"")
-        file = Slot("kernel", path, 0, kernel.size)
-        writer = Writer(kernel, file, None, {}, zstd.decompressor())
-        writer.write(0, frames, lambda _: None)
-        return writer.fetched
+        if progress.begin.cause in CAUSES:
+            return self._ways.stage(progress)
+        return self._install.stage(progress)
 
     def verify(self, progress: Progress, notes: Notes) -> Outcome:
-        """Both images from the disk itself; the kernel image goes to its place last."""
-        slot, staging = str(progress.data["slot"]), self.kit.layout.staging / progress.begin.tx
-        try:
-            bundle = decode((staging / MANIFEST).read_bytes())
-            kernel = bundle.image("kernel")
-            check_slot(bundle.image("root"), self.platform.slots[slot])
-            reach("os:read-back")
-            with (staging / KERNEL).open("rb") as file:
-                esp.place(file, kernel.size, kernel.sha256, self._new_kernel(slot), self.kit.disk)
-        except OSError as error:
-            raise MachineError("disk-failed", f"cannot read {staging}: {error.strerror}") from None
-        reach("os:placed")
-        self._mark(slot, state="installed", why="")
-        remove_tree(staging, self.kit.disk)
-        return Outcome({"deny_kexec": list(bundle.deny_kexec)})
-
-    def _new_kernel(self, slot: str) -> Path:
-        return self.platform.boot.kernel(slot)
+        if progress.begin.cause in CAUSES:
+            return self._ways.verify(progress)
+        return self._install.verify(progress)
 
     def rehearse(self, progress: Progress, notes: Notes) -> Outcome:
         """What can be tried without going down: the kernel is taken, the entries can be written."""
-        mode, slot = progress.begin.mode, str(progress.data["slot"])
-        repaired = self.platform.boot.repair()
+        mode, slot, boot = progress.begin.mode, str(progress.data["slot"]), self.platform.boot
+        data: dict[str, Any] = {"mode": mode, "repaired": boot.repair()}
+        if mode == "none":
+            return Outcome(data)
+        boot.prepare(slot)
         if mode != "kexec":
-            return Outcome({"mode": mode, "repaired": repaired})
+            return Outcome(data)
+        refused = self._kexec_refused(progress, slot)
+        if refused is not None:
+            return Outcome({**data, "mode": "reboot"}, refused)
+        watchdog = self.platform.watchdog
+        watchdog.keep()
+        data["watchdog"] = watchdog.across_kexec()
+        if data["watchdog"] != "stops":
+            return Outcome(data)
+        text = (
+            "kexec stops the watchdog (watchdog.stop_on_reboot is not 0): a kernel that hangs would stay hung"
+        )
+        return Outcome(data, Reason("watchdog-stops", text))
+
+    def _kexec_refused(self, progress: Progress, slot: str) -> Reason | None:
+        """Why it is to be a reboot in place of kexec."""
         denied = set(progress.data.get("deny_kexec", ())) & set(self.platform.hardware)
         if denied:
-            reason = Reason(
-                "kexec-denied", f"the bundle denies kexec on {min(denied)}; rebooting in its place"
-            )
-            return Outcome({"mode": "reboot", "repaired": repaired}, reason)
+            text = f"the bundle denies kexec on {min(denied)}; rebooting in its place"
+            return Reason("kexec-denied", text)
         try:
             self.platform.kexec.load(self.platform.boot.kernel(slot), slot)
             self.platform.kexec.unload()
         except MachineError as error:
-            reason = Reason(error.code, f"{error.text}; rebooting in its place")
-            return Outcome({"mode": "reboot", "repaired": repaired}, reason)
-        return Outcome({"mode": "kexec", "repaired": repaired})
+            return Reason(error.code, f"{error.text}; rebooting in its place")
+        return None
 
     # --- the switch
 
     def activate(self, progress: Progress, notes: Notes) -> Outcome:
         mode, slot, clock = str(progress.data["mode"]), str(progress.data["slot"]), self.kit.clock
-        if "before" not in progress.data:
-            notes.note({"before": self._health(), "origin_slot": other(slot)})
+        left_boot = str(progress.data.get("left_boot", clock.boot_id()))
+        if "left_boot" not in progress.data:
+            was = self.ledger.record(slot).state
+            left = {
+                "before": health(self.kit),
+                "origin_slot": other(slot),
+                "left_boot": left_boot,
+                "was": was,
+            }
+            notes.note(left)
+        if progress.begin.cause == COLD_BOOT and self.platform.running() != slot:
+            text = f"slot {self.platform.running() or 'unknown'} came up in place of slot {slot}"
+            raise Failed(Reason("fell-back", text))
+        came_up = left_boot != clock.boot_id() and self.platform.running() == slot
+        if not came_up:  # it has where the power went right after the firmware had been asked
+            self._ask_for(progress, mode, slot)
+        reach("os:asked")
+        if mode != "none":
+            self.ledger.mark(slot, state="trial")
+        wanted = self.kit.settings.trial
+        lease = Lease(wanted.lease_s, wanted.cap_s, clock.boot_id(), clock.boottime())
+        boot_id = left_boot if came_up else clock.boot_id()
+        activated = {"mode": mode, "slot": slot, "boot_id": boot_id, "at": clock.boottime()}
+        return Outcome({"activated": activated, "lease": asdict(lease)})
+
+    def _ask_for(self, progress: Progress, mode: str, slot: str) -> None:
+        if progress.begin.cause == COLD_BOOT:
+            self.platform.boot.prefer(other(slot))
+            reach("os:preferred-other")
         if mode == "kexec":
             self.platform.kexec.load(self.platform.boot.kernel(slot), slot)
         elif mode == "reboot":
             self.platform.boot.try_once(slot)
-        reach("os:asked")
-        if mode != "none":
-            self._mark(slot, state="trial")
-        wanted = self.kit.settings.trial
-        lease = Lease(wanted.lease_s, wanted.cap_s, clock.boot_id(), clock.boottime())
-        activated = {"mode": mode, "slot": slot, "boot_id": clock.boot_id(), "at": clock.boottime()}
-        return Outcome({"activated": activated, "lease": asdict(lease)})
 
     def watch(self, progress: Progress, notes: Notes) -> Outcome:
         activated = progress.data["activated"]
         if activated["mode"] == "none":
             return Outcome()
         if activated["boot_id"] == self.kit.clock.boot_id():
-            self._go_down(activated, notes)
-        return self._judge(progress, notes)
+            self._go_down(activated)
+        by = self.platform.booted_by()
+        self.ledger.mark(str(activated["slot"]), booted_by=by)
+        SlotTrial(self.kit, progress, notes).watch()
+        return Outcome({"booted_by": by})
 
-    def _go_down(self, activated: dict[str, Any], notes: Notes) -> None:
+    def _go_down(self, activated: dict[str, Any]) -> None:
         """Let the caller have his answer first, then the machine goes down: this process ends with it."""
         clock = self.kit.clock
         left = activated["at"] + self.answer_s - clock.boottime()
@@ -223,144 +180,145 @@ class OsSlot:
             self.kit.sleep(left)
         reach("os:down")
         self._down(str(activated["mode"]))
-        raise Failed(
-            Reason("not-down", f"the machine did not go down within {DOWN_WITHIN_S:g} s"), blame=False
-        )
+        text = f"the machine did not go down within {DOWN_WITHIN_S:g} s"
+        raise Failed(Reason("not-down", text), blame=False)
 
     def _down(self, mode: str) -> None:
-        power = self.platform.power
+        power, clock = self.platform.power, self.kit.clock
         power.kexec() if mode == "kexec" else power.reboot()
-        end = self.kit.clock.boottime() + DOWN_WITHIN_S
-        while self.kit.clock.boottime() < end:
+        end = clock.boottime() + DOWN_WITHIN_S
+        while clock.boottime() < end:
             self.kit.sleep(LOOK_S)
 
-    def _judge(self, progress: Progress, notes: Notes) -> Outcome:
-        """The trial of the system that came up, by the same rules as any other release."""
-        kit, begin = self.kit, progress.begin
-        by = self.platform.booted_by()
-        slot = str(progress.data["slot"])
-        self._mark(slot, booted_by=by)
-        before = read_health(progress.data.get("before", {}))
-        lease = Lease(**progress.data["lease"])
-        if lease.boot_id != kit.clock.boot_id():  # the boot itself does not count
-            lease = Lease(lease.lease_s, lease.cap_s, kit.clock.boot_id(), kit.clock.boottime())
-            notes.note({"lease": asdict(lease)})
-        up_since, pid = kit.clock.boottime(), 0
-        while True:
-            facts, pid, up_since = self._facts(progress, lease, pid, up_since)
-            match judge(facts, begin.digest, before, kit.settings.trial.hold_s, lease):
-                case Confirm():
-                    return Outcome({"booted_by": by})
-                case Revert(reason, blame):
-                    raise Failed(reason, blame)
-                case _:
-                    kit.sleep(LOOK_S)
-
-    def _facts(self, progress: Progress, lease: Lease, pid: int, since: float) -> tuple[Facts, int, float]:
-        kit, begin = self.kit, progress.begin
-        spent = lease.spent(kit.clock.boot_id(), kit.clock.boottime())
-        try:
-            verdict = kit.server.verdict(ROLE, "trial", begin.tx, begin.digest, VERDICT_S)
-            word, why = verdict.verdict, verdict.reason
-        except (ServerUnreachable, ServerRefused) as error:
-            word, why = "unreachable", Reason(error.code, error.text)
-        try:
-            said = ask(kit.layout.socket("agent"), {"do": "health"}, ASK_S)
-        except InstarError:
-            return Facts(spent, False, "", 0.0, Health(), word, why), 0, since
-        if int(said.get("pid", 0)) != pid:
-            pid, since = int(said.get("pid", 0)), kit.clock.boottime()
-        up_s = kit.clock.boottime() - since
-        return Facts(spent, True, begin.digest, up_s, read_health(said), word, why), pid, since
+    # --- its end
 
     def confirm(self, progress: Progress, notes: Notes) -> Outcome:
-        """The boot order is written and read back. A start by kexec alone is no proof of a cold boot."""
+        """The boot order is written and read back, if the firmware has started this system."""
         slot = str(progress.data["slot"])
+        record = self.ledger.record(slot)
         if progress.data["activated"]["mode"] == "none":
-            self._mark(slot, state="installed", why="installed, not active")
+            if record.state != "good":
+                self.ledger.mark(slot, state="installed", why="installed, not active")
             return Outcome()
-        self.platform.boot.prefer(slot)
+        here = self.platform.running() == slot
+        seen = (progress.data.get("booted_by"), self.platform.booted_by() if here else "")
+        proven = "firmware" in seen or record.cold_boot_seen
+        if not proven and not here and self._is_left(progress):
+            return self._leave(progress, slot)
+        self._keep(slot, proven)
         reach("os:preferred")
-        if (
-            self.platform.running() != slot
-        ):  # the power went right after the decision: the one try was used up
+        if not here:  # the power went right after the decision
+            if "retried" not in progress.data:
+                notes.note({"retried": self.kit.clock.boot_id()})
             self._down("reboot")
             raise NotNow(Reason("not-down", "the machine did not go down for the slot that was confirmed"))
-        cold = progress.data.get("booted_by") == "firmware"
-        why = "" if cold else "confirmed, cold boot not seen"
-        self._mark(slot, state="good", cold_boot_seen=cold, why=why)
+        self.ledger.mark(slot, state="good", cold_boot_seen=proven, why="" if proven else UNSEEN)
         return Outcome()
 
+    def _keep(self, slot: str, proven: bool) -> None:
+        """The next boots are of this slot: all of them, or one until the firmware is seen to start it."""
+        if proven:
+            self.platform.boot.prefer(slot)
+            return
+        self.platform.boot.prefer(other(slot))
+        reach("os:preferred-other")
+        self.platform.boot.try_once(slot)
+
+    def _is_left(self, progress: Progress) -> bool:
+        """Whether the firmware was asked for a system that only kexec had started, and another one came up."""
+        now = self.kit.clock.boot_id()
+        return str(progress.data.get("retried", now)) != now
+
+    def _leave(self, progress: Progress, slot: str) -> Outcome:
+        reason = Reason(
+            "fell-back", f"slot {slot} passed its trial, and did not come up by the firmware afterwards"
+        )
+        self.platform.boot.prefer(other(slot))
+        self.ledger.mark(slot, state="bad", why=reason.text)
+        self._quarantine(progress.begin.release, progress.began.wall, progress.begin.generation, reason)
+        return Outcome({"left": True}, reason)
+
     def revert(self, progress: Progress, notes: Notes) -> Outcome:
-        """The other slot, for good: and back into it, if the candidate is what runs."""
-        begin = progress.begin
-        slot = progress.data.get("slot")
-        running = self.platform.running()
-        if slot is not None and progress.intended(Step.ACTIVATE) and running:
-            origin = other(str(slot))
-            self.platform.boot.prefer(origin)
-            reach("os:put-back")
-            if running == slot:
-                self._down("reboot")
-                raise NotNow(Reason("not-down", "the machine did not go down for the way back"))
-        if slot is not None:
+        """The slot that ran before, for good: and back into it, if the candidate is what runs."""
+        begin, slot = progress.begin, str(progress.data.get("slot", ""))
+        blame = bool(progress.data.get("blame", True)) and progress.reason is not None
+        if slot and progress.intended(Step.ACTIVATE) and self.platform.running():
+            self._put_back(progress, slot)
             why = progress.reason.text if progress.reason else ""
-            writing = self.records()[str(slot)].state == "writing"
-            self._mark(str(slot), state="writing" if writing else "bad", why=why)
-        if progress.data.get("blame", True) and progress.reason is not None:
-            self._quarantine(progress, progress.reason)
+            if not self._never_left(progress):
+                self.ledger.mark(slot, state="bad" if blame else "installed", why=why)
+            elif self.ledger.record(slot).state == "trial":
+                self.ledger.mark(slot, state=str(progress.data["was"]), why=why)
+        if blame and begin.cause != ROLLBACK and progress.reason is not None:
+            self._quarantine(begin.release, progress.began.wall, begin.generation, progress.reason)
         remove_tree(self.kit.layout.staging / begin.tx, self.kit.disk)
         return Outcome()
 
-    # --- small things
+    def _never_left(self, progress: Progress) -> bool:
+        """Whether the machine is still in the boot in which it was to be switched."""
+        now = self.kit.clock.boot_id()
+        return str(progress.data.get("left_boot", now)) == now
+
+    def _put_back(self, progress: Progress, slot: str) -> None:
+        boot, never_left = self.platform.boot, self._never_left(progress)
+        if never_left and progress.data.get("mode") == "kexec":
+            with contextlib.suppress(MachineError):
+                self.platform.kexec.unload()
+        if never_left and progress.begin.cause == COLD_BOOT and self.platform.running() == slot:
+            self._keep(slot, proven=False)  # it has not been tried: all is as it was
+            return
+        boot.prefer(other(slot))
+        reach("os:put-back")
+        if self.platform.running() == slot:
+            self._down("reboot")
+            raise NotNow(Reason("not-down", "the machine did not go down for the way back"))
+
+    # --- at each start of the updater
 
     def cold_boot_seen(self) -> None:
-        """To be called at each start of the updater: note what the firmware itself has started."""
+        """Note what the firmware itself has started: a system that only kexec had started stays from now on, or is
+        left for good if the other one came up in its place. Raises MachineError."""
         running = self.platform.running()
-        if not running or self.platform.booted_by() != "firmware":
+        if not running:
             return
-        record = self.records()[running]
-        if record.state == "good" and not record.cold_boot_seen:
-            self._mark(running, cold_boot_seen=True, why="")
+        by, records = self.platform.booted_by(), self.records()
+        if _is_unseen(records[running]):
+            if by != "firmware":
+                if records[other(running)].has_run and self.usable(other(running)):
+                    self._keep(running, proven=False)  # a firmware that has lost the entries is told again
+                return
+            self.platform.boot.prefer(running)
+            self.ledger.mark(running, cold_boot_seen=True, booted_by=by, why="")
+        elif by == "firmware" and _is_unseen(unseen := records[other(running)]):
+            reason = Reason(
+                "fell-back", f"slot {other(running)} was started by kexec, and never by the firmware"
+            )
+            self.platform.boot.prefer(running)
+            self._quarantine(Release(unseen.version, unseen.digest), unseen.since, 0, reason)
+            self.ledger.mark(other(running), state="bad", why=reason.text)
 
     def adopt(self) -> None:
-        """To be called at each start of the updater, after `cold_boot_seen`."""
+        """Note the version of a first system, and end a trial that no journal speaks of."""
+        self.ledger.adopt()
+        trials = [slot for slot, record in self.records().items() if record.state == "trial"]
+        if trials and not any(each.progress.begin.line == ROLE for each in self._unfinished()):
+            for slot in trials:
+                self.ledger.mark(slot, state="unknown", why="the journal of its trial was lost")
 
-    def _health(self) -> dict[str, object]:
-        try:
-            health = read_health(ask(self.kit.layout.socket("agent"), {"do": "health"}, ASK_S))
-        except InstarError:
-            return {"connected": False, "modules": {}}
-        return {"connected": health.connected, "modules": health.modules}
+    def _unfinished(self) -> list[Journal]:
+        journals = Journals(self.kit.layout.journal, self.kit.clock, self.kit.disk).read_all()
+        return [journal for journal in journals if not journal.progress.finished]
 
-    def _mark(self, slot: str, **changes: Any) -> None:
-        record = self.records()[slot]
-        new = record._replace(**changes)
-        if new.state != record.state:
-            new = new._replace(since=self.kit.clock.wall())
-        if new != record:
-            self._put(slot, new)
-
-    def _put(self, slot: str, record: SlotRecord) -> None:
-        write_records(self.path, {**self.records(), slot: record}, self.kit.disk)
-
-    def _quarantine(self, progress: Progress, reason: Reason) -> None:
-        path, begin = self.kit.layout.quarantine, progress.begin
-        entries, name = read_quarantine(path), quarantine.key(ROLE, begin.digest)
+    def _quarantine(self, release: Release, since: float, generation: int, reason: Reason) -> None:
+        """`since`: a failure that was written down after it is this one."""
+        path = self.kit.layout.quarantine
+        entries, name = read_quarantine(path), quarantine.key(ROLE, release.digest)
         old = entries.get(name)
-        if old is not None and old.since >= progress.began.wall:
+        if old is not None and old.since >= since:
             return
-        now = self.kit.clock.wall()
-        entries = quarantine.add(entries, name, begin.version, reason, now, begin.generation)
+        entries = quarantine.add(entries, name, release.version, reason, self.kit.clock.wall(), generation)
         write_quarantine(path, entries, self.kit.disk)
 
 
-def _check_promise(progress: Progress, target: TrustedTarget) -> None:
-    begin = progress.begin
-    wanted = {"kind": KIND, "version": begin.version, "digest": begin.digest}
-    for name, want in wanted.items():
-        if target.custom.get(name) != want:
-            text = (
-                f"{begin.target}: expected {name} {want}, the signed metadata says {target.custom.get(name)}"
-            )
-            raise TrustError("wish-differs", text)
+def _is_unseen(record: SlotRecord) -> bool:
+    return record.state == "good" and not record.cold_boot_seen

@@ -153,13 +153,17 @@ def _words(fields: Fields, name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def ends(count: int, block: bytes | memoryview) -> bool:
+    """The one rule by which images are cut: whether `block`, the `count`-th of its chunk, is the last one."""
+    return count >= FEWEST and (count == MOST or not zlib.crc32(block) & CUT)
+
+
 def cut(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Join an image's blocks (each of BLOCK bytes, the last may be shorter) to chunks, by the one rule."""
+    """Join an image's blocks (each of BLOCK bytes, the last may be shorter) to chunks, by that rule."""
     held: list[bytes] = []
     for block in blocks:
         held.append(block)
-        ends = len(held) >= FEWEST and not zlib.crc32(block) & CUT
-        if ends or len(held) == MOST:
+        if ends(len(held), block):
             yield b"".join(held)
             held = []
     if held:

@@ -42,7 +42,7 @@ class ServerClient:
         """What the server wants. `trouble` tells it why the last try got no further."""
         query = f"?{urlencode({'trouble': trouble})}" if trouble else ""
         wanted = read_wanted(self._transport.call("GET", f"/v1/node/wanted{query}"))
-        self._fetch_from(wanted.artifacts)
+        self.fetch_from(wanted.artifacts)
         return wanted
 
     def verdict(self, line: str, phase: str, tx: str, digest: str, wait_s: float) -> Verdict:
@@ -69,6 +69,11 @@ class ServerClient:
         """What the two slots hold, and how far an update is."""
         self._transport.call("POST", "/v1/node/system", body)
 
+    def close(self) -> None:
+        for each in (self._transport, self._artifacts, self._foreign):
+            if each is not None:
+                each.close()
+
     def source(self) -> Transport:
         return self._artifacts or self._transport
 
@@ -93,7 +98,7 @@ class ServerClient:
             )
         return self._foreign, path
 
-    def _fetch_from(self, server: str) -> None:
+    def fetch_from(self, server: str) -> None:
         """Metadata and targets are at `server` by now; '' for where everything else is."""
         if server != (self._artifacts.endpoint.server if self._artifacts else ""):
             if self._artifacts:
@@ -105,7 +110,7 @@ class ServerClient:
     def trusted_target(self, target: str, metadata: Path | None = None) -> TrustedTarget:
         arguments = ["verify", "--state", str(self._layout.state), "--target", target]
         arguments += ["--from", str(metadata)] if metadata else self._server_arguments()
-        ended = run_program(self._sound_program(), arguments, VERIFY_WITHIN_S)
+        ended = run_program(self.sound_program(), arguments, VERIFY_WITHIN_S)
         try:
             said = json.loads(ended.stdout)
             if said["ok"]:
@@ -131,7 +136,7 @@ class ServerClient:
         arguments += ["--pin", endpoint.pin] if endpoint.pin else []
         return arguments
 
-    def _sound_program(self) -> Path:
+    def sound_program(self) -> Path:
         """Our own, unless its file was damaged while we run: then that of the other line, or the oldest copy,
         so that what is damaged can be put there anew."""
         try:
@@ -151,9 +156,11 @@ class Artifacts(Transport):
     a code of its own: the server itself answers, and may send what is wanted by another way."""
 
     @contextlib.contextmanager
-    def stream(self, path: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+    def stream(
+        self, path: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[bool, Iterator[bytes]]]:
         try:
-            with super().stream(path, start) as found:
+            with super().stream(path, start, stop) as found:
                 yield found
         except ServerUnreachable as error:
             raise _translated(error) from None

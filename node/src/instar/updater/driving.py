@@ -6,15 +6,16 @@ import logging
 import uuid
 from collections.abc import Callable
 
-from instar.core.errors import InputError, InstarError
+from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.journal import Begin, Progress, Reason
 from instar.core.modules import PREFIX
 from instar.core.releases import Release
+from instar.core.system import LINE as SYSTEM
 from instar.core.transaction import State
 from instar.core.wish import Wanted
 from instar.engine.driver import BEFORE_ACTIVATION, Follower, abandon, drive, is_passive
 from instar.engine.journal import Journal, Journals
-from instar.engine.target import NotNow
+from instar.engine.target import NotNow, Target
 from instar.host.alarm import within
 from instar.host.clock import Clock
 from instar.host.line import Line
@@ -55,12 +56,13 @@ class Driving:
         tx = tx or f"tx-{uuid.uuid4().hex[:16]}"
         return Begin(tx, role, release.version, release.digest, "", line.current(), line.previous(), cause)
 
-    def drive(self, journal: Journal) -> State:
-        """To its end, as far as it goes now. Raises NotNow, HandOver and whatever the engine's drive raises."""
+    def drive(self, journal: Journal, target: Target | None = None) -> State:
+        """To its end, as far as it goes now. `target` stands in for the line's own. Raises NotNow, HandOver and
+        whatever the engine's drive raises."""
         begin = journal.progress.begin
         self.orders.begin(begin.tx, "" if journal.progress.finished else journal.progress.step.value)
         try:
-            end = drive(journal, self.targets.of(begin.line), self._follower, within)
+            end = drive(journal, target or self.targets.any(begin.line), self._follower, within)
         finally:
             self.orders.end()
         why = f": {end.reason.text}" if end.reason else ""
@@ -69,27 +71,39 @@ class Driving:
 
     def drive_open(self, active_only: bool, modules: bool = True, ordered: bool = False) -> None:
         """Go on with what is open: what is active, or needs no server, before anything else. `ordered`: an
-        operator's order waits, and only what is active goes before it."""
+        operator's order waits, and only what is active goes before it. A system that is still being brought
+        here is left for `System.round`: it comes last."""
         for journal in self.unfinished():
             begin = journal.progress.begin
             if is_module(begin.line) and not modules:
                 continue
-            if active_only and begin.cause == "wish" and journal.progress.state in BEFORE_ACTIVATION:
+            if journal.progress.state in BEFORE_ACTIVATION and (
+                (active_only and begin.cause == "wish") or (begin.line == SYSTEM and begin.cause != "rollback")
+            ):
                 continue
-            if ordered and is_passive(journal.progress, self.targets.of(begin.line)):
+            if ordered and is_passive(journal.progress, self.targets.any(begin.line)):
                 continue
-            if self._too_old(journal):
-                abandon(journal, self.targets.of(begin.line), _reason_too_old(_oldest_s(journal.progress)))
-            self.apart(begin.line, lambda journal=journal: self.drive(journal))  # type: ignore[misc]
+            self.go_on(journal)
+
+    def go_on(self, journal: Journal) -> None:
+        """With one that is open."""
+        line = journal.progress.begin.line
+        if self._too_old(journal):
+            abandon(journal, self.targets.any(line), _reason_too_old(_oldest_s(journal.progress)))
+        self.apart(line, lambda: self.drive(journal))
 
     def unfinished(self) -> list[Journal]:
-        """What is open, of lines that this release knows: the node's own programs first, then modules."""
+        """What is open, of lines that this release knows: the node's own programs and system first, then modules.
+
+        Slots that cannot be used now are looked at again soon, and hold up nobody."""
         found = []
         for journal in self.journals.unfinished():
             try:
-                self.targets.of(journal.progress.begin.line)
-            except InputError as error:
+                self.targets.any(journal.progress.begin.line)
+            except (InputError, MachineError) as error:
                 log.warning("%s is left alone: %s", journal.progress.begin.tx, error.text)
+                if isinstance(error, MachineError):
+                    self.put_off.append(journal.progress.begin.line)
             else:
                 found.append(journal)
         return sorted(found, key=lambda journal: is_module(journal.progress.begin.line))
@@ -123,7 +137,11 @@ class Driving:
         digests = {wish.line: wish.release.digest for wish in wanted.wishes}
         for journal in self.unfinished():
             begin = journal.progress.begin
-            if begin.cause == "wish" and digests.get(begin.line) != begin.digest:
+            if begin.line == SYSTEM:
+                unwanted = not wanted.fault and begin.generation != (wanted.system and wanted.system.generation)
+            else:
+                unwanted = digests.get(begin.line) != begin.digest
+            if begin.cause == "wish" and unwanted:
                 self._end(journal, Reason("superseded", "the server wants another release by now"))
 
     def give_up(self, role: str, why: str) -> None:
@@ -135,7 +153,7 @@ class Driving:
 
     def _end(self, journal: Journal, reason: Reason) -> None:
         line = journal.progress.begin.line
-        if abandon(journal, self.targets.of(line), reason):
+        if abandon(journal, self.targets.any(line), reason):
             self.apart(line, lambda: self.drive(journal))
 
     def _too_old(self, journal: Journal) -> bool:
@@ -149,7 +167,7 @@ def is_module(line: str) -> bool:
 
 
 def _oldest_s(progress: Progress) -> float:
-    brought = progress.begin.cause in ("push", "recovery") and progress.state is State.OFFERED
+    brought = progress.begin.via in ("push", "recovery") and progress.state is State.OFFERED
     return BROUGHT_S if brought else OLDEST_S
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from instar.core import held
+from instar.core.system import LINE as SYSTEM
 from instar.core.wish import Wanted
 from instar.host.records import read_held, write_held
 from instar.updater.client import ServerClient
@@ -24,6 +25,8 @@ class Heard:
         wanted = self._client.wanted(self.trouble)
         self.trouble, self.anything = "", True
         self._generations = {wish.line: wish.generation for wish in wanted.wishes}
+        if wanted.system is not None:
+            self._generations[SYSTEM] = wanted.system.generation
         before = read_held(self._file)
         left = held.heard(before, self._generations)
         if left != before:

@@ -94,6 +94,7 @@ class Loop:
                 if is_module(wish.line) is modules:
                     driving.apart(wish.line, lambda wish=wish: self._fulfil(wish, wanted))  # type: ignore[misc]
         self._retire_unwanted(wanted)
+        self._system(wanted)
         self.journals.prune(KEPT_JOURNALS)
         tidy_parcels(self.layout, self.clock, self.journals, wanted, self.targets, self.orders)
         return wanted
@@ -113,6 +114,13 @@ class Loop:
             if module.role not in lines and module.line.current():
                 log.info("%s: %s is no longer wanted", module.role, module.line.current())
                 self.driving.apart(module.role, module.retire)
+
+    def _system(self, wanted: Wanted) -> None:
+        """Line `os` comes last. A node without slots pays for it only when somebody wants something of them."""
+        wants = wanted.system or wanted.cold_boot or wanted.fault or self.orders.update
+        if self.targets.has_slots or wants:
+            due_s = self.targets.system().round(wanted, self.driving)
+            self._retry_s = min(self._retry_s, due_s)
 
     # --- new ones
 

@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,10 @@ from instar.updater.reporter import Reporter
 from instar.updater.targets import Targets
 
 if TYPE_CHECKING:
+    from instar.targets.slots.platform import Platform
     from instar.updater.http.calls import Services
+    from instar.updater.slots import Around
+    from instar.updater.system import System
 
 LOCK_WITHIN_S = 10.0
 REPORT_WITHIN_S = 0.5
@@ -51,10 +56,11 @@ STAY_S = 30.0  # under systemd: a retry that is due within this is waited for
 log = logging.getLogger("instar.updater")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], around: Around | None = None) -> int:
+    """`around` stands in for the machine below the two slots: for tests."""
     args = _parse(argv)
     logs.set_up(args.log)
-    layout, clock = Layout(args.state.absolute()), Clock()
+    layout, clock = Layout(args.state.absolute()), around.clock if around else Clock()
     try:
         program = running_program(sys.argv[0])
         if args.rehearse:
@@ -68,7 +74,7 @@ def main(argv: list[str]) -> int:
                 layout.process("updater"), processes.this_process(clock.boot_id(), program.release)
             )
             try:
-                _serve(layout, clock, program)
+                _serve(layout, clock, program, around)
             except HandOver:
                 _become_launcher(layout)
     except InstarError as error:
@@ -80,31 +86,39 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _serve(layout: Layout, clock: Clock, program: Program) -> None:
+def _serve(layout: Layout, clock: Clock, program: Program, around: Around | None) -> None:
     settings = _settings(layout)
     endpoint = _endpoint(layout, settings, program)
-    client = ServerClient(Transport(endpoint), layout, program)
+
+    def server() -> ServerClient:
+        """One for each thread."""
+        return ServerClient(Transport(endpoint), layout, program)
+
+    client = server()
     journals = Journals(layout.journal, clock)
-    reporter = Reporter(
-        ServerClient(Transport(endpoint), layout, program),
-        journals,
-        settings.updater.retry_floor_s,
-        settings.updater.retry_cap_s,
-    )
     services = services_of(layout, clock)
     orders = Orders(threading.Lock(), threading.Event(), layout.orders)
     kit = Kit(layout, clock, services, client, settings, program, time.sleep, brought=orders.brought)
-    targets = Targets(kit)
+    waits = settings.updater.retry_floor_s, settings.updater.retry_cap_s
+
+    def report() -> dict[str, Any]:
+        return system().report()
+
+    reporter = Reporter(server(), journals, *waits, report if settings.os.disk else None)
+    system = _system(kit, journals, orders, client, reporter, around)
+    targets = Targets(kit, system)
     loop = Loop(layout, clock, targets, client, reporter, settings.updater, orders)
 
     def wiring() -> Services:
         from instar.updater.http.calls import Services
 
-        return Services(layout, clock, program, orders, targets, journals, read_node(layout).node)
+        return Services(layout, clock, program, orders, targets, journals, read_node(layout).node, server)
 
     api = Api(layout.socket("updater"), settings.updater.api, _handlers(program, targets, orders), wiring)
     _drop_cut_pushes(layout)
     orders.recall({journal.progress.begin.tx for journal in journals.read_all()})
+    if settings.os.disk:
+        system().start()
     api.start()
     reporter.start()
     log.info("updater %s (%s) is up", program.version, program.digest[:12])
@@ -119,6 +133,29 @@ def _serve(layout: Layout, clock: Clock, program: Program) -> None:
                 api.stay()
     finally:
         reporter.stop(REPORT_WITHIN_S)
+
+
+def _system(
+    kit: Kit,
+    journals: Journals,
+    orders: Orders,
+    client: ServerClient,
+    reporter: Reporter,
+    around: Around | None,
+) -> Callable[[], System]:
+    """What makes line `os`, when somebody first wants something of it: a node without slots pays nothing."""
+
+    @cache
+    def made() -> System:
+        from instar.updater.slots import open_platform
+        from instar.updater.system import System
+
+        def opened() -> Platform:
+            return open_platform(kit.settings.os, kit.layout, client.sound_program, around)
+
+        return System(kit, journals, orders, opened, client.wanted, reporter.system_changed)
+
+    return made
 
 
 def _drop_cut_pushes(layout: Layout) -> None:
@@ -145,7 +182,7 @@ def _handlers(program: Program, targets: Targets, orders: Orders) -> dict[str, A
 
     def rollback(request: dict[str, Any]) -> dict[str, Any]:
         role = str(request.get("line", "agent"))
-        release = previous_release(targets.of(role))
+        release = previous_release(targets, role)
         orders.order_rollback(role)
         return {"line": role, "version": release.version, "digest": release.digest}
 

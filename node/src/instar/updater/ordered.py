@@ -10,11 +10,12 @@ from instar.core import held
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.journal import Begin
 from instar.core.releases import Release
+from instar.core.system import LINE as SYSTEM
 from instar.engine.target import NotNow
-from instar.targets.line import LineTarget
 from instar.updater.driving import Driving
 from instar.updater.heard import Heard
 from instar.updater.orders import Pushed
+from instar.updater.targets import Targets
 
 log = logging.getLogger("instar.updater")
 
@@ -35,13 +36,10 @@ class Ordered:
         if not role:
             return
         try:
-            target = self.targets.of(role)
-            release = previous_release(target)
+            begin = self._begin_rollback(role, tx)
             self.driving.give_up(role, "an operator went back to the previous release")
-            log.info("%s: back to %s, as asked", role, release.name)
-            begin = self.driving.begin(target.line, role, release, "rollback", tx)
-            # So that the wish that was given up by this does not come back, but a newer one does.
-            journal = self.journals.begin(replace(begin, generation=self.heard.generation(role)))
+            log.info("%s: back to %s, as asked", role, begin.release.name)
+            journal = self.journals.begin(begin)
         except InputError:
             self.orders.settled(tx)  # there is nothing to go back to by now
             raise
@@ -53,6 +51,14 @@ class Ordered:
             self.orders.end()
         self.orders.settled(tx)
         self.driving.drive(journal)
+
+    def _begin_rollback(self, role: str, tx: str) -> Begin:
+        # So that the wish that was given up by this does not come back, but a newer one does.
+        generation = self.heard.generation(role)
+        if role == SYSTEM:
+            return self.targets.system().begin_rollback(tx, generation)
+        release, line = previous_release(self.targets, role), self.targets.of(role).line
+        return replace(self.driving.begin(line, role, release, "rollback", tx), generation=generation)
 
     def _push(self) -> None:
         """Install the release that an operator has pushed, if one has."""
@@ -89,8 +95,11 @@ class Ordered:
         return replace(begin, target=pushed.target, generation=generation, via="push")
 
 
-def previous_release(target: LineTarget) -> Release:
-    """What a rollback goes to. Raises InputError `nothing-to-roll-back-to`."""
+def previous_release(targets: Targets, role: str) -> Release:
+    """What a rollback of the line `role` goes to. Raises InputError `nothing-to-roll-back-to`, `unknown-line`."""
+    if role == SYSTEM:
+        return targets.system().previous()
+    target = targets.of(role)
     line = target.line
     name = line.previous()
     if not name or name == line.current() or not line.is_valid(name):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from instar.core.errors import InputError, MachineError
+from instar.core.system import MODES
 from instar.host.files import remove, write_atomic
 from instar.host.layout import LINES
 
@@ -40,6 +41,23 @@ class Pushed(NamedTuple):
     digest: str
     target: str
     generation_floor: int = 0
+
+
+class Updating(NamedTuple):
+    """A system image that an operator wants in the other slot. `mode` says how it is activated; `source` is an https
+    URL, '' for the server."""
+
+    tx: str
+    version: str
+    digest: str
+    target: str
+    mode: str
+    source: str = ""
+    override: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """For the journal's first record."""
+        return {"target": self.target, "mode": self.mode, "source": self.source, "override": self.override}
 
 
 class Doing(NamedTuple):
@@ -66,6 +84,7 @@ class Orders:
     rollback: str = ""  # the line to roll back
     rollback_tx: str = ""  # the name of the transaction that it is to be
     pushed: Pushed | None = None
+    update: Updating | None = None
     busy: str = ""  # the transaction being driven
     progress: Doing = IDLE
     receiving: Doing = IDLE  # a push whose body is on its way; nothing else may be ordered meanwhile
@@ -123,6 +142,15 @@ class Orders:
             self._tell()
         self.wake.set()
 
+    def order_update(self, update: Updating) -> None:
+        """Raises InputError `busy`, MachineError when it cannot be kept."""
+        with self.lock:
+            self._refuse_busy("update the system")
+            self._keep(update.tx, {"update": update._asdict()})
+            self.update = update
+            self._tell()
+        self.wake.set()
+
     def doing(self) -> Doing:
         with self.lock:
             return self.progress
@@ -148,12 +176,12 @@ class Orders:
         if self.file is None:
             return
         try:
-            tx, rollback, pushed = _read(json.loads(self.file.read_bytes()))
+            tx, rollback, pushed, update = _read(json.loads(self.file.read_bytes()))
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log.error("an order is lost: cannot read %s: %r", self.file, error)
-            tx, rollback, pushed = "", "", None
+            tx, rollback, pushed, update = "", "", None, None
         if not tx or tx in begun:
             with contextlib.suppress(MachineError):
                 remove(self.file)
@@ -161,6 +189,7 @@ class Orders:
         with self.lock:
             self._kept = tx
             self.rollback, self.rollback_tx, self.pushed = rollback, tx if rollback else "", pushed
+            self.update = update
             self._tell()
         self.wake.set()
 
@@ -189,10 +218,20 @@ class Orders:
                 self.busy, self.progress = pushed.tx, Doing(pushed.tx, "stage")
             return pushed
 
-    def leave_again(self, pushed: Pushed | None = None, rollback: tuple[str, str] = ("", "")) -> None:
+    def take_update(self) -> Updating | None:
+        """It counts as under way from now on: `end` must follow."""
+        with self.lock:
+            update, self.update = self.update, None
+            if update is not None:
+                self.busy, self.progress = update.tx, Doing(update.tx, "stage")
+            return update
+
+    def leave_again(
+        self, pushed: Pushed | None = None, rollback: tuple[str, str] = ("", ""), update: Updating | None = None
+    ) -> None:
         """It could not be begun."""
         with self.lock:
-            self.pushed, (self.rollback, self.rollback_tx) = pushed, rollback
+            self.pushed, (self.rollback, self.rollback_tx), self.update = pushed, rollback, update
             self._tell()
 
     @contextmanager
@@ -204,7 +243,7 @@ class Orders:
     def waiting(self) -> bool:
         """Whether an order waits to be taken."""
         with self.lock:
-            return bool(self.rollback or self.pushed)
+            return bool(self.rollback or self.pushed or self.update)
 
     def begin(self, tx: str, phase: str) -> None:
         with self.lock:
@@ -236,7 +275,8 @@ class Orders:
             self._kept = tx
 
     def _under_way(self) -> str:
-        waits = (self.pushed.tx if self.pushed else "") or ("rollback" if self.rollback else "")
+        ordered = self.pushed or self.update
+        waits = (ordered.tx if ordered else "") or ("rollback" if self.rollback else "")
         return self.busy or self.receiving.tx or waits
 
     def _refuse_busy(self, doing: str) -> None:
@@ -248,15 +288,22 @@ class Orders:
         self._changed.notify_all()
 
 
-def _read(body: Any) -> tuple[str, str, Pushed | None]:
-    """(transaction, line of a rollback, push). Raises ValueError, KeyError or TypeError."""
+def _read(body: Any) -> tuple[str, str, Pushed | None, Updating | None]:
+    """(transaction, line of a rollback, push, system update). Raises ValueError, KeyError or TypeError."""
+    if "update" in body:
+        said = body["update"]
+        words = [said[name] for name in ("tx", "version", "digest", "target", "source")]
+        if not all(isinstance(word, str) for word in words) or said["mode"] not in MODES:
+            raise ValueError(f"expected a system update, got {said!a:.200}")
+        return said["tx"], "", None, Updating(**{**said, "override": bool(said["override"])})
     if "push" in body:
         said = body["push"]
         words = [said[name] for name in ("tx", "line", "version", "digest", "target")]
         if not all(isinstance(word, str) for word in words) or said["line"] not in LINES:
             raise ValueError(f"expected a push, got {said!a:.200}")
-        return said["tx"], "", Pushed(**{**said, "generation_floor": int(said["generation_floor"])})
+        pushed = Pushed(**{**said, "generation_floor": int(said["generation_floor"])})
+        return said["tx"], "", pushed, None
     said = body["rollback"]
     if not isinstance(said["tx"], str) or not isinstance(said["line"], str) or not said["line"]:
         raise ValueError(f"expected a rollback, got {said!a:.200}")
-    return said["tx"], said["line"], None
+    return said["tx"], said["line"], None, None

@@ -1,4 +1,5 @@
-"""Tells the server what the journals say, apart from the transaction: a report that fails decides nothing.
+"""Tells the server what the journals say, and of the system's slots, apart from the transaction: a report that
+fails decides nothing.
 
 A thread of its own with a connection of its own. What was told is kept in `<tx>.reported`, only to
 save traffic: the server stores each event once, by its id.
@@ -7,29 +8,43 @@ save traffic: the server stores each event once, by its id.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import random
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from instar.core.backoff import Backoff
-from instar.core.errors import InstarError
+from instar.core.errors import InstarError, ServerUnreachable
 from instar.core.journal import Progress, timeline
 from instar.core.releases import version_of
+from instar.core.system import LINE as SYSTEM
 from instar.engine.journal import Journal, Journals
 from instar.updater.client import ServerClient
 
 MOST_EVENTS = 100  # in one request
+SYSTEM_EVERY_S = 1.0  # while bytes of an image come
+
+log = logging.getLogger("instar.updater")
+
+Report = Callable[[], dict[str, Any]]
 
 
 class Reporter:
-    """Implements `instar.engine.driver.Follower`."""
+    """Implements `instar.engine.driver.Follower`. `system` makes the word about the slots; None for nothing to say."""
 
-    def __init__(self, client: ServerClient, journals: Journals, floor_s: float, cap_s: float) -> None:
-        self._client, self._journals = client, journals
+    def __init__(
+        self, client: ServerClient, journals: Journals, floor_s: float, cap_s: float, system: Report | None = None
+    ) -> None:
+        self._client, self._journals, self._system = client, journals, system
         self._backoff = Backoff(floor_s, 2.0, cap_s)
         self._wake = threading.Event()
         self._stopping = False
+        self._events_due, self._system_due = True, False
+        self._system_from = -math.inf  # monotonic time before which nothing is said of the slots
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
     def start(self) -> None:
@@ -42,7 +57,18 @@ class Reporter:
         self._thread.join(wait_s)
 
     def changed(self, progress: Progress) -> None:
+        self._events_due = True
+        if progress.begin.line == SYSTEM:
+            self.system_changed(at_once=True)
         self._wake.set()
+
+    def system_changed(self, at_once: bool = False) -> None:
+        """There is more to say of the slots; `at_once`, or as soon as the last word is old enough. Must not wait."""
+        if at_once:
+            self._system_from = -math.inf
+        if self._system is not None and (at_once or not self._system_due):
+            self._system_due = True
+            self._wake.set()
 
     def _run(self) -> None:
         wait: float | None = 0.0
@@ -51,13 +77,40 @@ class Reporter:
             self._wake.clear()
             stopping = self._stopping  # before the look: what there was when we were told to stop is sent
             try:
-                self._send_all()
+                self._send_events()
+                wait = self._send_system(stopping)
                 self._backoff.reset()
-                wait = None
             except InstarError:
                 wait = self._backoff.next(random.random())
             if stopping:
                 return
+
+    def _send_events(self) -> None:
+        if not self._events_due:
+            return
+        self._events_due = False  # before the look: what changes meanwhile is looked at again
+        try:
+            self._send_all()
+        except InstarError:
+            self._events_due = True
+            raise
+
+    def _send_system(self, stopping: bool) -> float | None:
+        """Seconds until there is more to send; None for nothing. Raises ServerUnreachable: to be sent again."""
+        if self._system is None or not self._system_due:
+            return None
+        left_s = self._system_from - time.monotonic()
+        if left_s > 0 and not stopping:
+            return left_s
+        self._system_due, self._system_from = False, time.monotonic() + SYSTEM_EVERY_S
+        try:
+            self._client.tell_system(self._system())
+        except ServerUnreachable:
+            self._system_due = True
+            raise
+        except InstarError as error:  # a server that does not know this call: no use to say it again
+            log.info("the server does not take the word about the slots: %s", error.text)
+        return None
 
     def _send_all(self) -> None:
         for journal in self._journals.read_all():
@@ -83,6 +136,7 @@ def events_of(journal: Journal) -> list[dict[str, Any]]:
             "phase": change.state.value,
             "version": begin.version,
             "digest": begin.digest,
+            "generation": begin.generation,
             "from_version": version_of(begin.origin) if begin.origin else "",
             "reason": {
                 "code": change.reason.code if change.reason else "",

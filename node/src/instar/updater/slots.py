@@ -16,9 +16,9 @@ from instar.host.boot import efivars, running
 from instar.host.boot.finding import find, hardware, machine
 from instar.host.boot.going_down import GoingDown
 from instar.host.children import run_program
+from instar.host.clock import Clock
 from instar.host.layout import Layout
-from instar.targets.slots.platform import Platform, Power, no_other_source
-from instar.targets.slots.source import Ranges
+from instar.targets.slots.platform import Platform, Power
 
 KEXEC_S = 60.0  # for the kernel to take an image
 MEMORY = "os/preferred"  # below the state folder: the slot that we put first last
@@ -32,6 +32,7 @@ class Around(NamedTuple):
     devices: Path = running.DEVICES
     line: Path = running.LINE
     power: Power | None = None  # None: the real one
+    clock: Clock = Clock()
 
 
 class Kexec:
@@ -67,7 +68,6 @@ def open_platform(
     settings: OsSettings,
     layout: Layout,
     program: Callable[[], Path],
-    source_of: Callable[[str], tuple[Ranges, str]] = no_other_source,
     around: Around | None = None,
 ) -> Platform:
     """What `[os]` names, as it is now. Changes nothing.
@@ -97,6 +97,4 @@ def open_platform(
         machine(),
         lambda: running.running(found.slots.values(), around.mounts, around.devices),
         lambda: running.booted_by(around.line),
-        source_of=source_of,
-        min_bundle_version=settings.min_bundle_version,
     )

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 
 from instar.core.errors import InstarError
-from instar.core.journal import Reason
+from instar.core.journal import Progress, Reason
 from instar.core.wish import Wanted, Wish
 from instar.engine.journal import Journals
 from instar.host import trials
@@ -24,6 +24,8 @@ from instar.host.layout import Layout
 from instar.targets.line import LOCK_WAIT_S, LineTarget
 from instar.updater.orders import Orders
 from instar.updater.targets import Targets
+
+GRACE_S = 900.0  # for a parcel that came while its release was under way, to be of use
 
 log = logging.getLogger("instar.updater")
 
@@ -58,8 +60,8 @@ def tidy_parcels(
     """Remove parcels that no transaction needs any more, or that are older than a day.
 
     One is needed while a transaction for its release is open, or a wish for it waits to be fulfilled. One that
-    came after the last transaction for its release had ended is for the next. Nothing is looked at while an
-    operator pushes another.
+    came after the last transaction for its release had begun may be for the next: it is given GRACE_S for that,
+    and while none has ended since, a day. Nothing is looked at while an operator pushes another.
     """
     with orders.idle() as idle:
         if not idle or not layout.incoming.is_dir():
@@ -69,16 +71,22 @@ def tidy_parcels(
         needed |= {w.release.digest for w in wanted.wishes if _waits(w, targets)}
         incoming = Incoming(layout.incoming, clock=clock)
         for parcel in incoming.complete():
-            ends = [p.changed.wall for p in progresses if p.begin.digest == parcel.digest and p.changed]
-            if (
-                parcel.kind == "node"
-                and parcel.digest not in needed
-                and max(ends, default=0.0) > _came(parcel)
-            ):
+            if parcel.kind != "node" or parcel.digest in needed:
+                continue
+            if _is_used_up(parcel, [p for p in progresses if p.begin.digest == parcel.digest], clock.wall()):
                 log.info("removing the parcel of %s, which is used up", parcel.version)
                 incoming.remove(parcel)
         incoming.sweep(needed, clock.wall())
         _drop_old(layout.rescue, clock.wall())
+
+
+def _is_used_up(parcel: Parcel, its: list[Progress], now_wall: float) -> bool:
+    """By the transactions of its release, which have all ended. One that was under way when it came may have gone
+    without it."""
+    came = _came(parcel)
+    used = any(progress.began.wall > came for progress in its)
+    ended = any(progress.changed is not None and progress.changed.wall > came for progress in its)
+    return used or (ended and now_wall - came > GRACE_S)
 
 
 def _drop_old(folder: Path, now_wall: float) -> None:

@@ -114,12 +114,12 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
 @releases.command("list")
 def list_releases(context: typer.Context, as_json: AsJson = False) -> None:
-    """The published releases and recovery cores."""
+    """The published releases, recovery cores and system bundles."""
     with connected(context) as client:
         answer = client.get("/releases")
-    found: list[dict[str, Any]] = answer["releases"] + answer["cores"]
+    found: list[dict[str, Any]] = answer["releases"] + answer["cores"] + answer["bundles"]
     rows = [(r["version"], short(r["digest"]), r["length"], r["target"]) for r in found]
-    show(found, as_json, lambda: make_table(("version", "program", "bytes", "target"), rows))
+    show(found, as_json, lambda: make_table(("version", "digest", "bytes", "target"), rows))
 
 
 def list_modules(context: typer.Context, as_json: AsJson = False) -> None:

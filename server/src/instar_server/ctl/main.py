@@ -19,6 +19,7 @@ from instar_server.ctl import (
     operators,
     release,
     restart,
+    systems,
     tokens,
     transfers,
     updater,
@@ -60,6 +61,10 @@ app.add_typer(tokens.app, name="tokens", help=words.TOKENS, epilog=words.EXAMPLE
 app.add_typer(fleet.program, name="program", help=words.PROGRAM, epilog=words.EXAMPLES["program"])
 nodes.app.command("transfer")(transfers.transfer)
 nodes.app.command("recover")(transfers.recover)
+nodes.app.command("update-os")(systems.update_os)
+nodes.app.command("cancel-os")(systems.cancel_os)
+nodes.app.command("system")(systems.system)
+nodes.app.command("cold-boot")(systems.cold_boot)
 app.add_typer(nodes.app, name="nodes", help=words.NODES, epilog=words.EXAMPLES["nodes"])
 app.add_typer(nodes.app, name="node", hidden=True)  # the same by the name that one types for one of them
 app.add_typer(nodes.groups, name="groups", help="Groups of nodes.")

@@ -92,7 +92,7 @@ def history(
         found = client.get(f"/nodes/{node}/history", limit=limit)
     columns = ("n", "when", "line", "version", "phase", "reason")
     rows = [
-        (e["n"], when(e["wall"]), e["line"], e["version"], e["phase"], e["reason_text"] or e["reason_code"])
+        (e["n"], when(e["wall"]), _line(e), _versions(e), e["phase"], e["reason_text"] or e["reason_code"])
         for e in found["entries"]
     ]
     show(found, as_json, lambda: make_table(columns, rows))
@@ -101,6 +101,19 @@ def history(
     if not found["whole"]:
         typer.echo(f"instarctl: this history was altered: {found['fault']} [history-altered]", err=True)
         raise typer.Exit(3)
+
+
+def _line(entry: dict[str, Any]) -> str:
+    """With the slot of a system image, and how it is activated."""
+    more = [f"slot {entry['slot']}" if entry["slot"] else "", f"by {entry['mode']}" if entry["mode"] else ""]
+    said = ", ".join(part for part in more if part)
+    return f"{entry['line']} ({said})" if said else str(entry["line"])
+
+
+def _versions(entry: dict[str, Any]) -> str:
+    """Of a system both, since both stay on the node."""
+    both = entry["line"] == "os" and entry["from_version"]
+    return f"{entry['from_version']} -> {entry['version']}" if both else str(entry["version"])
 
 
 @app.command()

@@ -7,12 +7,13 @@ import binascii
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import typer
 from tuf.api.metadata import Root as RootMetadata
 
 from instar.core.errors import InputError
+from instar.trust import bundle as bundles
 from instar_server.ctl.papers import (
     AsJson,
     PassphraseFile,
@@ -25,6 +26,7 @@ from instar_server.ctl.papers import (
     write,
 )
 from instar_server.trust import keys, offline, pack, rules
+from instar_server.trust.bundle import describe
 from instar_server.trust.offline import Signed
 
 app = typer.Typer(
@@ -98,7 +100,10 @@ def program_version(path: Path) -> str:
 @app.command()
 def add(
     archive: Annotated[
-        Path, typer.Argument(help="The archive that `pack` made, or a recovery core (instar-recovery.pyz).")
+        Path,
+        typer.Argument(
+            help="The archive that `pack` made, a recovery core (instar-recovery.pyz), or a system bundle."
+        ),
     ],
     targets: Annotated[Path, typer.Option(help="The current targets.json.")],
     out: Annotated[Path, typer.Option(help="Where to write the next, unsigned targets metadata.")],
@@ -107,17 +112,16 @@ def add(
 ) -> None:
     """List a release in the next version of the targets metadata. Nothing is signed yet."""
     with plain_errors(as_json):
-        release = pack.release_of(read(archive), archive.name)
-        length = len(release.archive)
+        listed = listed_of(archive)
         data = offline.add_target(
-            read(targets), release.path, length, release.sha256, release.custom, in_days(days)
+            read(targets), listed.path, listed.length, listed.sha256, listed.custom, in_days(days)
         )
         write(out, data)
         version = offline.parse_signable(data).signed.version
         say(
             as_json,
-            {"out": str(out), "version": version, "target": release.path},
-            [f"wrote {out}: targets version {version} with {release.path}", "now sign it: release sign"],
+            {"out": str(out), "version": version, "target": listed.path},
+            [f"wrote {out}: targets version {version} with {listed.path}", "now sign it: release sign"],
         )
 
 
@@ -285,6 +289,31 @@ def parcel(
         )
 
 
+class Listed(NamedTuple):
+    """What targets metadata say of a file: target path, length in bytes, SHA-256, custom."""
+
+    path: str
+    length: int
+    sha256: str
+    custom: dict[str, Any]
+
+
+def listed_of(path: Path) -> Listed:
+    """What is signed of a file of any kind, checked. A system bundle is too large to be held: it is read in pieces.
+
+    Raises InputError `no-file`, `bad-release`, `bad-bundle`, MachineError `disk-failed`.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(bundles.MAGIC))
+    except OSError as error:
+        raise InputError("no-file", f"cannot read {path}: {error.strerror}") from error
+    if start == bundles.MAGIC:
+        return Listed(*describe(path))
+    release = pack.release_of(read(path), path.name)
+    return Listed(release.path, len(release.archive), release.sha256, release.custom)
+
+
 def upload(client: Uploads, document: bytes, archives: list[Path], quiet: bool) -> dict[str, Any]:
     """Upload blobs, then put the document; the versions that are served then. Shows a bar unless `quiet`."""
     from rich.console import Console
@@ -294,13 +323,13 @@ def upload(client: Uploads, document: bytes, archives: list[Path], quiet: bool) 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         for path in archives:
-            release = pack.release_of(read(path), path.name)
-            task = progress.add_task(path.name, total=len(release.archive))
+            listed = listed_of(path)
+            task = progress.add_task(path.name, total=listed.length)
             client.upload(
-                f"/blobs/{release.sha256}",
+                f"/blobs/{listed.sha256}",
                 path,
                 lambda done, whole, task=task: progress.update(task, completed=done),
             )
-            progress.update(task, completed=len(release.archive))
+            progress.update(task, completed=listed.length)
     answer = client.put_bytes(f"/trust/{role}", document)
     return dict(answer)

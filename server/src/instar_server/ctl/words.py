@@ -75,6 +75,9 @@ NODES = flow("""Nodes: what they run, how they are, what happened.
 A node is connected, offline, never-seen (enrolled, and nothing since), revoked, or a beacon: no release runs
 there, and its launcher calls for help. Its last update is shown
 with the phase it is in: confirmed means that it stays; after reverted, the history says why.
+
+A node whose system lies in two slots is moved to another image by 'update-os', which must be told how the node
+comes to run it: none (not yet), reboot or kexec. 'system' shows both slots.
 """)
 
 TOKENS = flow("""Enrolment tokens: the right to become a node.
@@ -125,6 +128,9 @@ EXAMPLES = {
         "$ instarctl nodes poke NODE",
         "$ instarctl node recover NODE --wait",
         "$ instarctl node transfer NODE --watch",
+        "$ instarctl node update-os NODE --bundle web-1.1.0 --activation reboot --wait",
+        "$ instarctl node system NODE",
+        "$ instarctl node cold-boot NODE --in 2h",
     ),
     "job": steps(
         "$ instarctl job run interfaces.list --group web",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from instar_server.domain.names import MODULE_LINE
-from instar_server.domain.wanted import PULL, Wish, effective, unmet
+from instar_server.domain.wanted import PULL, Wish, effective, met, unmet
 
 OPEN_PHASES = frozenset({"offered", "staged", "verified", "rehearsed", "trial", "confirming", "reverting"})
 ENDED_PHASES = frozenset({"confirmed", "reverted"})
@@ -23,7 +23,8 @@ class Observed:
     """A connected node, as last seen. `told` is the highest generation it was nudged about, at `looked_at`.
 
     `tries` counts the looks about that generation; `tx_phase` is the last phase reported. `told_gone` are the
-    lines of modules that it runs and was told are wanted no more. `trouble`: it cannot reach the artifacts.
+    lines of modules that it runs and was told are wanted no more. `trouble`: it cannot reach the artifacts. `forced`:
+    it takes what comes through its channel although it has it, once for each wish.
     """
 
     node: str
@@ -36,6 +37,7 @@ class Observed:
     tries: int = 0
     told_gone: frozenset[str] = frozenset()
     trouble: bool = False
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,12 @@ class LookAt:
 @dataclass(frozen=True, slots=True)
 class SendTo:
     """What a node lacks and cannot or need not fetch, in the order in which it is to come. `at_work`: it is
-    in the middle of a transaction, and nothing more should be begun."""
+    in the middle of a transaction, and nothing more should be begun. `again`: what it has, and may take anew."""
 
     node: str
     wishes: tuple[Wish, ...]
     at_work: bool
+    again: tuple[Wish, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,8 @@ def to_send(wishes: list[Wish], nodes: Iterable[Observed]) -> list[SendTo]:
     found = []
     for node, wanted in _wanted(wishes, nodes):
         sent = [wish for wish in unmet(wanted, node.running) if node.trouble or wish.via != PULL]
-        found.append(SendTo(node.node, tuple(sent), node.tx_phase in AT_WORK))
+        again = tuple(met(wanted, node.running)) if node.forced else ()
+        found.append(SendTo(node.node, tuple(sent), node.tx_phase in AT_WORK, again))
     return found
 
 

@@ -10,6 +10,7 @@ from instar.core.errors import InputError
 LINES = ("agent", "updater")
 MODULE_LINE = modules.PREFIX
 MOST_LINE = len(MODULE_LINE) + modules.MOST_NAME
+MOST_BOOT_ID = 64
 PHASES = ("rehearsal", "trial")
 PROGRAM_ROLES = ("agent", "updater", "rehearsal", "cli")
 
@@ -51,6 +52,12 @@ def digest(value: str) -> str:
 
 def transaction(value: str) -> str:
     return _matched(_TX, "tx", value)
+
+
+def boot_id(value: str) -> str:
+    if not 0 < len(value) <= MOST_BOOT_ID or not value.isprintable():
+        raise InputError("bad-boot-id", f"cannot use boot_id {value[:120]!r}: it has a wrong form")
+    return value
 
 
 def line(value: str) -> str:

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from instar.core import system
 from instar.core.errors import InputError, InstarError
@@ -36,7 +35,7 @@ PRECONDITIONS = frozenset(
 NOT_ACTIVE, COLD_BOOT_NOT_SEEN = "installed, not active", "confirmed, cold boot not seen"
 MOST_AHEAD_S, MOST_BEHIND_S = 366 * 86400.0, 300.0  # of a cold boot that is ordered
 MOST_BUNDLE = system.MOST_SOURCE
-_NAMED = re.compile(r"[^/]+-[0-9]+\.[0-9]+\.[0-9]+(?:-[0-9a-z]+)?")
+_NAMED = re.compile(r"[^/%]+-[0-9]+\.[0-9]+\.[0-9]+(?:-[0-9a-z]+)?")
 
 
 class Asked(NamedTuple):
@@ -101,7 +100,7 @@ def asked(bundle: object) -> Asked:
     named = bundle
     if source:
         system.check_source(source)
-        named = "os/" + unquote(urlsplit(source).path.rpartition("/")[2])
+        named = "os/" + source.partition("?")[0].rpartition("/")[2]
     elif "/" not in bundle:
         named = f"os/{bundle}.bundle"
     name = named.removeprefix("os/").removesuffix(".bundle")
@@ -125,7 +124,12 @@ def has_slots(report: Mapping[str, Any]) -> bool:
 
 
 def check_fits(
-    report: Mapping[str, Any], what: str, compatible: tuple[str, ...], arch: str, min_version: str, current: bool
+    report: Mapping[str, Any],
+    what: str,
+    compatible: tuple[str, ...],
+    arch: str,
+    min_version: str,
+    current: bool,
 ) -> None:
     """Whether the node could take the bundle, as far as its report says. `current`: the report is not older than
     its last system update, so the version that it says to run may be believed.
@@ -170,7 +174,9 @@ def after(update: Update, told: Told, now: float) -> Update:
     """
     if update.state not in (OPEN, CANCELLED):
         return update
-    update = replace(update, activated=update.activated or told.phase in ACTIVE, slot=told.slot or update.slot)
+    update = replace(
+        update, activated=update.activated or told.phase in ACTIVE, slot=told.slot or update.slot
+    )
     if told.tx == update.tx and told.number <= update.tx_n:
         return update
     code, text = update.code, update.text
@@ -214,10 +220,9 @@ def with_progress(update: Update, report: Mapping[str, Any]) -> Update:
     told = report.get("update") or {}
     if update.state not in (OPEN, CANCELLED) or told.get("generation") != update.generation:
         return update
-    return replace(
-        update, slot=told["slot"] or update.slot, tx=update.tx or told["tx"], done=told["done"],
-        total=told["total"], fetched=told["fetched"], reused=told["reused"],
-    )  # fmt: skip
+    most = {name: max(told[name], getattr(update, name)) for name in ("total", "fetched", "reused")}
+    slot, tx = told["slot"] or update.slot, update.tx or told["tx"]
+    return replace(update, slot=slot, tx=tx, done=told["done"], **most)
 
 
 def as_wire(update: Update) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Rehearsal: the candidate did the selftest job and the reply is what the signed target promises.
 Trial, line agent: the same for a health job, and the connection that said hello with that digest
 and transaction is still up. Trial, line updater: the program that asks is the one asked about, and its
-rehearsal passed. Anything unclear is `wait`: only a wrong answer is `fail`.
+rehearsal passed. Trial, line os: the agent of the boot that is on trial is connected, and well.
+Anything unclear is `wait`: only a wrong answer is `fail`.
 
 >>> judge({"nonce": "00", "answer": "x", "version": "1.0.0", "digest": "d"}, "00", "1.0.0", "d").verdict
 'fail'
@@ -124,3 +125,17 @@ def updater_trial(rehearsed: Recorded | None, digest: str, asking: tuple[str, st
     if asking != ("updater", digest):
         return Verdict(WAIT, "other-updater", "the updater that asks is not the one on trial")
     return rehearsal(rehearsed, digest)
+
+
+def system_trial(live: tuple[str, bool | None] | None, boot_id: str) -> Verdict:
+    """`live`: (boot_id, health) of the node's connection that is up now; the health is None until one has come.
+    Never a fail: a system that is silent, or not well, is the node's own to judge, against what it was before."""
+    if live is None:
+        return Verdict(WAIT, "not-connected", "the node's agent is not connected")
+    if live[0] != boot_id:
+        return Verdict(WAIT, "other-boot", f"the connection is of boot {live[0][:36]}, not of {boot_id[:36]}")
+    if live[1] is None:
+        return Verdict(WAIT, "no-health-yet", "the agent of this boot has not told of its health yet")
+    if not live[1]:
+        return Verdict(WAIT, "not-well", "the agent of this boot says that it is not well")
+    return Verdict(PASS, "as-expected", "the agent of this boot is connected and well")

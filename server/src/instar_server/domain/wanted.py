@@ -60,11 +60,29 @@ def unmet(wishes: dict[str, Wish], running: dict[str, str]) -> list[Wish]:
     return [wish for wish in wanted if running.get(wish.line) != wish.digest]
 
 
-def as_wire(node: str, wishes: dict[str, Wish], poll_s: float, artifacts: str = "") -> dict[str, Any]:
-    """The answer of `GET /v1/node/wanted`. `artifacts`: where metadata and targets are, if not here."""
+def met(wishes: dict[str, Wish], running: dict[str, str]) -> list[Wish]:
+    """The wishes that are met, of those whose bytes come through the channel, in the same order: a node that is
+    forced takes them once more."""
+    wanted = (wishes[line] for line in LINES if line in wishes)
+    return [wish for wish in wanted if wish.via == NATIVE and running.get(wish.line) == wish.digest]
+
+
+def as_wire(
+    node: str,
+    wishes: dict[str, Wish],
+    poll_s: float,
+    artifacts: str = "",
+    system: dict[str, Any] | None = None,
+    cold_boot: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The answer of `GET /v1/node/wanted`. `artifacts`: where metadata and targets are, if not here; `system` and
+    `cold_boot`: what is wanted of the operating system."""
     lines = {line: _line(wish) for line, wish in sorted(wishes.items())}
-    body = {"v": 1, "node": node, "poll_s": poll_s, "lines": lines}
-    return body | {"artifacts": artifacts} if artifacts else body
+    if system is not None:
+        lines["os"] = system
+    body: dict[str, Any] = {"v": 1, "node": node, "poll_s": poll_s, "lines": lines}
+    body |= {"artifacts": artifacts} if artifacts else {}
+    return body | {"cold_boot": cold_boot} if cold_boot is not None else body
 
 
 def _line(wish: Wish) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The plain calls of a node: enrol, renew, wanted, verdict, events."""
+"""The plain calls of a node: enrol, renew, wanted, verdict, events, system."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from instar_server.gateway.identity import peer, program
 from instar_server.services.enrolment import Enrolment
 from instar_server.services.history import History, NodeEvent
 from instar_server.services.presence import Presence
+from instar_server.services.system_reports import MAX_REPORT, SystemReport
+from instar_server.services.systems import Systems
 from instar_server.services.verdicts import Verdicts
 from instar_server.services.wishes import Wishes
 from instar_server.storage.batch import SEEN, UPDATER, Observations
@@ -48,6 +50,7 @@ class NodeCalls:
         self,
         enrolment: Enrolment,
         wishes: Wishes,
+        systems: Systems,
         verdicts: Verdicts,
         history: History,
         presence: Presence,
@@ -60,6 +63,7 @@ class NodeCalls:
         are, when they have a port of their own."""
         self._troubled, self.artifacts = troubled, ""
         self._enrolment, self._wishes, self._verdicts, self._history = enrolment, wishes, verdicts, history
+        self._systems = systems
         self._presence, self._observations, self._poll_s, self._now = presence, observations, poll_s, now
 
     def routes(self) -> list[web.RouteDef]:
@@ -69,6 +73,7 @@ class NodeCalls:
             web.get("/v1/node/wanted", self.wanted),
             web.get("/v1/node/verdict", self.verdict),
             web.post("/v1/node/events", self.events),
+            web.post("/v1/node/system", self.system),
         ]
 
     async def enrol(self, request: web.Request) -> web.Response:
@@ -94,7 +99,8 @@ class NodeCalls:
         if request.query.get("trouble") == TROUBLE:
             self._troubled(node)
         wishes = await self._wishes.of_node(node)
-        return json_answer(wanted.as_wire(node, wishes, self._poll_s, self.artifacts))
+        system, cold_boot = await self._systems.wanted(node)
+        return json_answer(wanted.as_wire(node, wishes, self._poll_s, self.artifacts, system, cold_boot))
 
     async def verdict(self, request: web.Request) -> web.Response:
         self._seen(request)
@@ -107,6 +113,7 @@ class NodeCalls:
             query.get("digest", ""),
             (asking[0], asking[2]) if asking else None,
             _seconds(query.get("wait_s", "0")),
+            query.get("boot_id", ""),
         )
         return json_answer(verdict.as_json())
 
@@ -114,6 +121,12 @@ class NodeCalls:
         body = await read_body(request, EventsBody, MAX_EVENTS)
         self._seen(request)
         return json_answer({"v": 1, "stored": await self._history.store(peer(request).node, body.events)})
+
+    async def system(self, request: web.Request) -> web.Response:
+        body = await read_body(request, SystemReport, MAX_REPORT)
+        self._systems.report(peer(request).node, body)
+        self._seen(request)
+        return json_answer({"v": 1})
 
     def _seen(self, request: web.Request) -> None:
         """Note that the node was here, and which updater it runs."""

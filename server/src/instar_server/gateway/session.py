@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from instar.core.errors import InstarError
 from instar.wire.messages import (
     HELLO_WITHIN_S,
+    NATIVE_FORCE,
     PROTOCOL,
     Ack,
     AgentUpdateDownloaded,
@@ -64,16 +65,18 @@ NOTHING: dict[str, str] = {}  # the same for all nodes without modules; never wr
 
 class Session:
     __slots__ = (
-        "_bulk", "_closing", "_hub", "_request", "_storing", "_ws", "address", "digest", "digests", "heard",
-        "looked_at", "modules", "node", "not_after", "role", "serial", "since", "stored_at", "told", "told_gone",
-        "tries", "tx", "version", "wake_port",
+        "_bulk", "_closing", "_hub", "_request", "_storing", "_ws", "address", "boot_id", "digest", "digests",
+        "forced", "heard", "looked_at", "modules", "node", "not_after", "role", "serial", "since", "stored_at", "told",
+        "told_gone", "tries", "tx", "version", "wake_port", "well",
     )  # fmt: skip
 
     def __init__(self, hub: Hub, ws: web.WebSocketResponse, request: web.Request, peer: Peer) -> None:
         self._hub, self._ws, self._request = hub, ws, request
         self._closing = self._bulk = False
         self.node, self.serial, self.not_after = peer.node, peer.serial, peer.not_after
-        self.role = self.version = self.digest = self.tx = ""
+        self.role = self.version = self.digest = self.tx = self.boot_id = ""
+        self.well: bool | None = None
+        self.forced = False
         self.since = self.heard = self.stored_at = hub.now()
         self.told, self.tries, self.looked_at = 0, 0, 0.0
         self.told_gone: frozenset[str] = frozenset()
@@ -101,7 +104,8 @@ class Session:
         if hello is None:
             return
         self.role, self.version, self.digest, self.tx = hello.role, hello.version, hello.digest, hello.tx
-        self.wake_port = hello.wake_port
+        self.wake_port, self.boot_id = hello.wake_port, hello.boot_id
+        self.forced = NATIVE_FORCE in hello.features
         if hello.role == "rehearsal":
             await self._rehearse(hello)
         elif hello.role == "beacon":
@@ -309,6 +313,7 @@ class Session:
             await self.send(Error("health-too-large", raise_text))
             return
         self.modules, self.digests = health.modules or NOTHING, health.digests or NOTHING
+        self.well = health.ok
         self._hub.healthy(self)
         values = (int(health.ok), body.decode(), self.heard, self.heard)
         self._hub.observations.put(HEALTH, self.node, *values)

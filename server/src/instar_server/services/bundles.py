@@ -96,5 +96,13 @@ def _bundle(record: TargetRecord) -> SystemBundle | None:
     except InstarError:
         return None
     return SystemBundle(
-        name, version, record.path, digest, tuple(compatible or ()), arch, record.length, record.sha256, custom
+        name,
+        version,
+        record.path,
+        digest,
+        tuple(compatible or ()),
+        arch,
+        record.length,
+        record.sha256,
+        custom,
     )

@@ -9,13 +9,15 @@ from typing import Annotated, Any
 import msgspec
 
 from instar.core.errors import InputError
-from instar_server.bus.api import FLEET, Bus
-from instar_server.domain import history, names
+from instar_server.bus.api import FLEET, Bus, system_topic
+from instar_server.domain import history, names, systems
 from instar_server.domain.errors import NotFound
+from instar_server.domain.systems import Told
 from instar_server.services.ports import Now
 from instar_server.storage.database import Database
 from instar_server.storage.events import Events
 from instar_server.storage.nodes import Nodes
+from instar_server.storage.systems import SystemUpdates
 
 MAX_EVENTS = 500  # in one request
 PAGE = 1000
@@ -45,6 +47,10 @@ class NodeEvent(msgspec.Struct, frozen=True):
     from_version: Text64 = ""
     reason: Reason = Reason()
     boot_id: Text64 = ""
+    # Of the wish that it is about (0: none, or a node that does not say); of a system image: where to, and how.
+    generation: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
+    slot: Annotated[str, msgspec.Meta(max_length=8)] = ""
+    mode: Annotated[str, msgspec.Meta(max_length=16)] = ""
 
     @property
     def number(self) -> int:
@@ -109,10 +115,15 @@ class History:
         now = self._now()
         async with self._database.write() as connection:
             new = await Events(connection).append(node, self.NODE, entries, now)
+            ids = {row["id"] for row in new}
+            told = [_told(event) for event in events if event.id in ids and event.line == systems.LINE]
             if new:
-                await self._move_on(Nodes(connection), node, events, {row["id"] for row in new}, now)
-        for row in new:
-            self._bus.publish(FLEET, {"kind": "event", **{k: row[k] for k in (*history.FIELDS, "hash")}})
+                await self._move_on(Nodes(connection), node, events, ids, now)
+            if told:
+                await SystemUpdates(connection).heard(node, told, now)
+        self._publish(new)
+        if told:
+            self._bus.publish(system_topic(node), {"node": node})
         return [event.id for event in events]
 
     async def note(self, node: str, *entries: dict[str, Any]) -> None:
@@ -120,8 +131,12 @@ class History:
         now = self._now()
         async with self._database.write() as connection:
             new = await Events(connection).append(node, self.SERVER, list(entries), now)
-        for row in new:
-            self._bus.publish(FLEET, {"kind": "event", **{k: row[k] for k in (*history.FIELDS, "hash")}})
+        self._publish(new)
+
+    def _publish(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            told = {name: row[name] for name in (*history.FIELDS, *history.LATER, "hash")}
+            self._bus.publish(FLEET, {"kind": "event", **told})
 
     async def _move_on(
         self, nodes: Nodes, node: str, events: list[NodeEvent], new: set[str], now: float
@@ -166,4 +181,12 @@ def _entry(event: NodeEvent) -> dict[str, Any]:
         "id": event.id, "tx": event.tx, "line": event.line, "phase": event.phase, "version": event.version,
         "digest": event.digest, "from_version": event.from_version, "reason_code": event.reason.code,
         "reason_text": event.reason.text, "wall": event.wall, "boot_id": event.boot_id,
+        "generation": event.generation, "slot": event.slot, "mode": event.mode,
     }  # fmt: skip
+
+
+def _told(event: NodeEvent) -> Told:
+    reason = event.reason
+    return Told(
+        event.tx, event.number, event.generation, event.phase, reason.code, reason.text[:2000], event.slot
+    )

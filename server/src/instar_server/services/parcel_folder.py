@@ -21,6 +21,7 @@ import os
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -168,9 +169,9 @@ class ParcelFolder:
             left.unlink(missing_ok=True)
         metadata = path.name.partition("-")[0]
         ages = {each: _used(each) for each in self._folder.glob("*.tar") if each != path}
-        newest = max(ages.values(), default=0.0)
+        now = time.time()  # as the file system counts it
         for n, each in enumerate(sorted(ages, key=ages.__getitem__, reverse=True)):
-            old = each.name.partition("-")[0] != metadata and newest - ages[each] > OLD_S
+            old = each.name.partition("-")[0] != metadata and now - ages[each] > OLD_S
             if n >= keep or old:
                 _remove(each)
 

@@ -26,6 +26,8 @@ class Channel(Protocol):
 class Live(Channel, Protocol):
     """A live channel, as the rest of the server sees it. `told`, `looked_at`, `tries`: the looks it was sent;
     `told_gone`: the modules that it was told are wanted no more. `modules` and `digests` are those of its last health.
+    `forced`: it takes a release through its channel although it has it. `boot_id` is its hello's,
+    `well` what its last health said (None: none came yet).
     `address` is where it came from, `wake_port` the TCP port that wakes it (0: none).
     """
 
@@ -41,6 +43,9 @@ class Live(Channel, Protocol):
     told_gone: frozenset[str]
     modules: dict[str, str]
     digests: dict[str, str]
+    boot_id: str
+    well: bool | None
+    forced: bool
     address: str
     wake_port: int
 

@@ -25,7 +25,7 @@ class View:
     id: str = ""
     line: str = ""
     via: str = ""  # native | recovery
-    cause: str = ""  # wish | trouble | operator | beacon
+    cause: str = ""  # wish | force | trouble | operator | beacon
     version: str = ""
     digest: str = ""
     state: str = "none"

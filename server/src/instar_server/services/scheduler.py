@@ -140,7 +140,7 @@ class Scheduler:
         }  # its last health's
         return Observed(
             row.id, row.group, running, row.generation_floor, row.columns["tx_phase"],
-            live.told, live.looked_at, live.tries, live.told_gone, self._in_trouble(row.id),
+            live.told, live.looked_at, live.tries, live.told_gone, self._in_trouble(row.id), live.forced,
         )  # fmt: skip
 
     async def lapse(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ class Sending:
             return Ended(CUT)
         offer = UpdateOffer(
             f"u-{tools.chance(12)}", self.request.line, parcel.version, parcel.digest, parcel.target,
-            parcel.length, parcel.sha384, terms.block, terms.window, terms.rate,
+            parcel.length, parcel.sha384, terms.block, terms.window, terms.rate, self.request.generation,
         )  # fmt: skip
         transfer = self._transfer = Transfer(offer, tools.now())
         self._show(transfer)
@@ -166,7 +167,8 @@ class Sending:
         except _Gone:
             return Ended(CUT, moved=self._moved)
         if transfer.state is State.FAILED and transfer.code == "altered-parcel":
-            await tools.parcels.doubt(parcel)
+            with contextlib.suppress(InstarError):  # not looked at now: it is when a node says so again
+                await tools.parcels.doubt(parcel)
         return Ended(transfer.state.value, transfer.code, transfer.text, parcel.sha384, self._moved)
 
     async def _pump(self, channel: Channel, transfer: Transfer, file: BinaryIO) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,7 +29,8 @@ from instar_server.services.sending import CUT, DROPPED, Ended, Request, Sending
 
 log = logging.getLogger(__name__)
 
-WISH, TROUBLE, OPERATOR, BEACON = "wish", "trouble", "operator", "beacon"  # causes
+WISH, FORCE, TROUBLE = "wish", "force", "trouble"  # causes
+OPERATOR, BEACON = "operator", "beacon"
 TROUBLE_S = 900.0  # how long a node's word counts that it cannot reach the artifacts
 
 
@@ -51,20 +54,26 @@ class Transfers:
     def wanted(self, want: SendTo) -> None:
         """What a connected node lacks of its wishes and should be sent, the first one first; nothing else is."""
         native = [wish for wish in want.wishes if wish.via != RECOVERY]
-        self._stop_outdated(want.node, native)
-        if not want.wishes:
+        self._stop_outdated(want.node, [*native, *want.again])
+        if not (want.wishes or want.again):
             for line in LINES:
                 self._rests.pop((want.node, line), None)
         running = self._running.get(want.node)
         busy = want.node in self._waiting or (running is not None and not running.why)
-        if native and not want.at_work and not busy and not self.held(want.node):
-            self._offer(want.node, native[0])
-
-    def _offer(self, node: str, wish: Wish) -> None:
-        rest = self._rests.get((node, wish.line))
-        if rest is not None and not rest.over(wish.generation, self._now()):
+        if want.at_work or busy or self.held(want.node):
             return
-        cause = TROUBLE if wish.via == PULL else WISH
+        if native:
+            self._offer(want.node, native[0], TROUBLE if native[0].via == PULL else WISH)
+        elif again := [wish for wish in want.again if not self._rests_still(want.node, wish)]:
+            self._offer(want.node, again[0], FORCE)
+
+    def _rests_still(self, node: str, wish: Wish) -> bool:
+        rest = self._rests.get((node, wish.line))
+        return rest is not None and not rest.over(wish.generation, self._now())
+
+    def _offer(self, node: str, wish: Wish, cause: str) -> None:
+        if self._rests_still(node, wish):
+            return
         view = self._board.begin(
             node, line=wish.line, via=NATIVE, cause=cause, version=wish.version, digest=wish.digest,
             state="queued",
@@ -192,7 +201,9 @@ class Transfers:
         key = (request.node, request.line)
         if how != DROPPED:
             spread = int(self._chance(2), 16) / 65_536
-            self._rests[key] = rules.rest(self._rests.get(key), request.generation, how, self._now(), spread)
+            rest = rules.rest(self._rests.get(key), request.generation, how, self._now(), spread)
+            settled = request.cause == FORCE and how == State.NOT_NEEDED.value  # it was forced for this wish
+            self._rests[key] = replace(rest, until=math.inf) if settled else rest
         if ended.how == State.RECEIVED.value:
             reason = f"{request.line} {request.version} is here"
             self._bus.publish(AGENTS, {"do": "look", "node": request.node, "reason": reason})
@@ -235,7 +246,7 @@ class Transfers:
 
 
 def _outdated(request: Request, still: set[tuple[str, str]]) -> bool:
-    mine = request.cause in (WISH, TROUBLE) and request.line != rules.RECOVERY
+    mine = request.cause in (WISH, FORCE, TROUBLE) and request.line != rules.RECOVERY
     return mine and (request.line, request.digest) not in still
 
 

@@ -12,6 +12,7 @@ from instar.wire.messages import Job, Result
 from instar_server.bus.api import FLEET, Bus, health_topic, verdict_topic
 from instar_server.domain import names, verdicts
 from instar_server.domain.errors import TooMany
+from instar_server.domain.systems import LINE
 from instar_server.domain.verdicts import Recorded, Verdict
 from instar_server.services.ports import Chance, Now, Releases
 from instar_server.services.presence import Presence
@@ -98,26 +99,31 @@ class Verdicts:
         digest: str,
         asking: tuple[str, str] | None,
         wait_s: float,
+        boot_id: str = "",
     ) -> Verdict:
         """The verdict now, or as soon as it is not `wait`, within `wait_s` seconds (at most 20).
 
-        `asking`: role and digest of the program that asks. Raises InputError, TooMany.
+        `asking`: role and digest of the program that asks; `boot_id`, for the line `os`: of the boot that runs.
+        Raises InputError, TooMany.
         """
-        module = names.module_of(names.line(line))
-        # A module is rehearsed by the node alone; the server is asked when it is on trial.
-        names.one_of("phase", phase, names.PHASES if module is None else ("trial",))
+        by_health = line == LINE or names.module_of(names.line(line)) is not None
+        # Modules and systems are rehearsed by the node alone; the server is asked when they are on trial.
+        names.one_of("phase", phase, ("trial",) if by_health else names.PHASES)
         names.transaction(tx), names.digest(digest)
+        if line == LINE:
+            names.boot_id(boot_id)
         if self._waiting[node] >= MAX_WAITERS:
             raise TooMany(
                 "too-many-questions", f"cannot hold open more than {MAX_WAITERS} questions of {node}"
             )
         bell = asyncio.Event()
-        topic = verdict_topic(node, tx) if module is None else health_topic(node)
+        topic = health_topic(node) if by_health else verdict_topic(node, tx)
         subscription = self._bus.subscribe(topic, lambda _message: bell.set())
         self._waiting[node] += 1
         self._bells.add(bell)
         try:
-            return await self._ask(bell, node, line, phase, tx, digest, asking, min(wait_s, MAX_WAIT_S))
+            within_s = min(wait_s, MAX_WAIT_S)
+            return await self._ask(bell, node, line, phase, tx, digest, asking, within_s, boot_id)
         finally:
             self._bells.discard(bell)
             self._waiting[node] -= 1
@@ -135,12 +141,13 @@ class Verdicts:
         digest: str,
         asking: tuple[str, str] | None,
         wait_s: float,
+        boot_id: str,
     ) -> Verdict:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
         while True:
             bell.clear()
-            verdict = await self._now_verdict(node, line, phase, tx, digest, asking)
+            verdict = await self._now_verdict(node, line, phase, tx, digest, asking, boot_id)
             left = until - loop.time()
             if verdict.verdict != verdicts.WAIT or left <= 0 or self._closed:
                 return verdict
@@ -151,9 +158,18 @@ class Verdicts:
                 continue
 
     async def _now_verdict(
-        self, node: str, line: str, phase: str, tx: str, digest: str, asking: tuple[str, str] | None
+        self,
+        node: str,
+        line: str,
+        phase: str,
+        tx: str,
+        digest: str,
+        asking: tuple[str, str] | None,
+        boot_id: str,
     ) -> Verdict:
         live = self._presence.get(node)
+        if line == LINE:
+            return verdicts.system_trial((live.boot_id, live.well) if live else None, boot_id)
         module = names.module_of(line)
         if module is not None:
             return verdicts.module_trial(module, digest, (live.modules, live.digests) if live else None)

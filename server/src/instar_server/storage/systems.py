@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import bindparam, case, delete, insert, select, update
+from sqlalchemy import BindParameter, bindparam, case, delete, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
 from instar_server.domain import systems
@@ -19,7 +19,9 @@ KEEP = 100  # ended ones of a node
 _NAMES = tuple(each.name for each in fields(Update))
 _S = system_updates.c
 # Asked for by every node, every few minutes.
-_OPEN = Prepared(select(*(_S[name] for name in _NAMES)).where(_S.node == bindparam("b_node"), _S.state == OPEN))
+_OPEN = Prepared(
+    select(*(_S[name] for name in _NAMES)).where(_S.node == bindparam("b_node"), _S.state == OPEN)
+)
 _COLD_BOOT = Prepared(
     select(nodes.c.cold_boot_at, nodes.c.cold_boot_generation).where(nodes.c.id == bindparam("b_node"))
 )
@@ -57,7 +59,7 @@ class SystemUpdates:
         await self._c.execute(update(system_updates).where(_S.id == changed.id).values(**values))
 
     async def heard(self, node: str, told: Iterable[Told], now: float) -> None:
-        """Events of line `os`: those of an update's generation change it, and a final one of a cold boot's ends that."""
+        """Events of line `os`: those of an update's generation change it, a final one of a cold boot's ends that."""
         rows: dict[int, Update] = {}
         for each in sorted(told, key=lambda each: (each.generation, each.tx, each.number)):
             if each.generation not in rows:
@@ -82,11 +84,13 @@ class SystemUpdates:
             await self._c.execute(update(nodes).where(mine).values(cold_boot_at=None))
 
     async def progress(self, rows: list[dict[str, Any]]) -> None:
-        """Bytes of updates: each {b_node, b_generation, b_slot, b_done, b_total, b_fetched, b_reused}. None goes back."""
+        """Each {b_node, b_generation, b_slot, b_done, b_total, b_fetched, b_reused}. Bytes never go back."""
         mine = (_S.node == bindparam("b_node")) & (_S.generation == bindparam("b_generation"))
         counts = {name: _greater(name) for name in ("done", "total", "fetched", "reused")}
-        slot = bindparam("b_slot")
-        changed = update(system_updates).where(mine).values(slot=case((slot == "", _S.slot), else_=slot), **counts)
+        slot: BindParameter[str] = bindparam("b_slot")
+        changed = (
+            update(system_updates).where(mine).values(slot=case((slot == "", _S.slot), else_=slot), **counts)
+        )
         await self._c.execute(changed, rows)
 
     async def waiting(self) -> set[str]:
@@ -98,7 +102,7 @@ class SystemUpdates:
 
 
 def _greater(name: str) -> ColumnElement[int]:
-    new = bindparam(f"b_{name}")
+    new: BindParameter[int] = bindparam(f"b_{name}")
     return case((_S[name] < new, new), else_=_S[name])
 
 

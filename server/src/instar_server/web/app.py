@@ -13,7 +13,17 @@ from starlette.exceptions import HTTPException
 from instar.core.errors import InstarError
 from instar_server import VERSION
 from instar_server.statuses import headers_of, status_of
-from instar_server.web import jobs, nodes, operators, releases, system, tokens, transfers, wishes
+from instar_server.web import (
+    jobs,
+    nodes,
+    operators,
+    releases,
+    system,
+    systems,
+    tokens,
+    transfers,
+    wishes,
+)
 from instar_server.web.services import WebServices
 
 
@@ -31,7 +41,7 @@ def make_app(services: WebServices) -> FastAPI:
     app.add_exception_handler(InstarError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    for part in (system, nodes, transfers, jobs, tokens, operators, wishes, releases):
+    for part in (system, nodes, transfers, systems, jobs, tokens, operators, wishes, releases):
         app.include_router(part.router, prefix="/api/v1")
     return app
 

@@ -115,6 +115,9 @@ class Nodes(BaseModel):
 
 
 class HistoryEntry(BaseModel):
+    """`generation` is that of the wish or order that it is about (0: none). `slot` and `mode` are those of a system
+    image: where it goes, and how it is activated."""
+
     n: int
     source: Literal["node", "server"]
     id: str
@@ -130,6 +133,9 @@ class HistoryEntry(BaseModel):
     boot_id: str
     stored_at: float
     hash: str
+    generation: int
+    slot: str
+    mode: str
 
 
 class History(BaseModel):
@@ -256,10 +262,12 @@ class Release(BaseModel):
 
 
 class Releases(BaseModel):
-    """`cores` are the recovery cores, newest version first."""
+    """`cores` are the recovery cores, newest version first; `bundles` the system bundles, by name, the newest
+    version of each first. The digest of a bundle is that of its manifest."""
 
     releases: list[Release]
     cores: list[Release]
+    bundles: list[Release]
 
 
 class RecoverBody(Body):

@@ -30,10 +30,11 @@ JSON_BYTES = {"content": {"application/json": {"schema": {"type": "object"}}}}
 
 @router.get("/releases", responses=errors(401))
 async def list_releases(services: Services, caller: Viewer) -> m.Releases:
-    """The published node releases, and the recovery cores."""
+    """The published node releases, the recovery cores, and the system bundles."""
     return m.Releases(
         releases=[m.Release(**asdict(release)) for release in services.releases.all()],
         cores=[m.Release(**asdict(core)) for core in services.cores.all()],
+        bundles=[m.Release.model_validate(asdict(bundle)) for bundle in services.bundles.all()],
     )
 
 

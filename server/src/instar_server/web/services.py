@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from instar_server.bus.api import Bus
 from instar_server.services.access import Access
+from instar_server.services.bundles import Bundles
 from instar_server.services.enrolment import Enrolment
 from instar_server.services.fleet import Fleet
 from instar_server.services.history import History
@@ -19,6 +20,7 @@ from instar_server.services.programs import Programs
 from instar_server.services.progress import Board
 from instar_server.services.recoveries import Recovering
 from instar_server.services.standing import Standing
+from instar_server.services.systems import Systems
 from instar_server.services.wishes import Wishes
 from instar_server.storage.database import Database
 from instar_server.trust.repository import Repository
@@ -49,3 +51,5 @@ class WebServices:
     board: Board
     recovering: Recovering
     operators: Operators
+    bundles: Bundles
+    systems: Systems

@@ -23,6 +23,7 @@ EFIVARS, ESP, DATA = "/sys/firmware/efi/efivars", "/efi", "/data"
 STATE = f"{DATA}/instar"
 GIVEN = f"{DATA}/given"  # what the machine was delivered with: the program, its settings
 SETTINGS = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/instar")
+ROLES = ("updater", "agent")
 WATCHDOG = "/dev/watchdog"
 FEED_S, ENROL_S, STOP_S, GRACE_S = 5.0, 120, 40.0, 2.0
 INTERPRETER = ("/usr/bin/python3", "-I", "-S")
@@ -112,12 +113,12 @@ def alone() -> None:
 # --- being up
 
 
-def keep() -> int:
-    """Reap, and pass on what the daemons log, until somebody wants the machine down; the way that is wanted."""
-    logs: dict[str, int] = {}
+def keep(logs: dict[str, int]) -> int:
+    """Reap, and pass on what the daemons log, until somebody wants the machine down; the way that is wanted.
+    `logs` says up to where each log was written before."""
     while not wanted:
-        for name in ("updater", "agent"):
-            logs[name] = pass_on(name, logs.get(name, 0))
+        for name, start in logs.items():
+            logs[name] = pass_on(name, start)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -125,9 +126,14 @@ def keep() -> int:
     return wanted[0]
 
 
+def log_of(role: str) -> str:
+    return f"{STATE}/run/{role}.log"
+
+
 def pass_on(name: str, start: int) -> int:
     try:
-        with open(f"{STATE}/run/{name}.log", "rb") as file:
+        with open(log_of(name), "rb") as file:
+            start = start if os.fstat(file.fileno()).st_size >= start else 0
             file.seek(start)
             data = file.read()
     except OSError:
@@ -189,10 +195,11 @@ def main() -> None:
     if "no-network" not in broken:
         network()
     subprocess.Popen([*INTERPRETER, "/usr/lib/hands.py"], stdin=subprocess.DEVNULL)
+    logs = {role: os.path.getsize(log_of(role)) if os.path.exists(log_of(role)) else 0 for role in ROLES}
     if "no-node" not in broken:
         node()
     say("ready")
-    go_down(keep())
+    go_down(keep(logs))
 
 
 main()

@@ -5,8 +5,8 @@ at the second it goes on to the end. Every place that the code names (`instar.ho
 a sector of its own in the gap before the first partition, written past the cache and with no flush, so that the
 marks change nothing of the order in which anything else becomes durable.
 
-Last, behind the mark `fault`, the other slot's kernel image is put in place once more with one flush left out. A
-judge of the replay must see that.
+Last, each in a section of its own, come ways to change the EFI system partition that are wrong. A judge of the
+replay must see every one of them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from instar.engine.driver import drive  # noqa: E402
 from instar.engine.journal import Journals  # noqa: E402
 from instar.host import points  # noqa: E402
 from instar.host.boot import esp, finding, kexec  # noqa: E402
+from instar.host.boot.firmware import FALLBACK  # noqa: E402
 from instar.host.boot.running import booted_by, running  # noqa: E402
 from instar.host.boot.slots import Boot, other  # noqa: E402
 from instar.host.clock import Clock  # noqa: E402
@@ -45,7 +46,9 @@ from instar.targets.slots.records import SlotRecord, write_records  # noqa: E402
 
 DEVICE, ESP, STATE = Path("/dev/nvme0n1"), Path("/efi"), DATA / "instar"
 SLOTS = ("instar-system-a", "instar-system-b")
-ORDER = DATA / "order.json"  # {"old": {…}, "new": {version, digest, target, custom, …}, "mark_at", "hardware"}
+ORDER = (
+    DATA / "order.json"
+)  # {"old": {…}, "new": {version, digest, target, custom, …}, "mark_at", "hardware"}
 BUNDLE = DATA / "new.bundle"
 SECTOR = 512
 PIECE = 1 << 20
@@ -66,6 +69,13 @@ class Marks:
         self._page[:SECTOR] = text[:SECTOR].ljust(SECTOR, b"\0")
         os.pwrite(self._fd, memoryview(self._page)[:SECTOR], self._at)
 
+    def section(self, name: str) -> None:
+        """A mark with a flush before and behind it: it stands alone, and parts what is judged apart."""
+        os.sync()
+        os.fsync(self._fd)
+        self(f"section {name}")
+        os.fsync(self._fd)
+
 
 class Server:
     """The bundle's file, and what a server would have said of it."""
@@ -83,11 +93,19 @@ class Server:
     def source(self) -> Any:
         return self
 
+    def elsewhere(self, url: str) -> tuple[Any, str]:
+        raise AssertionError(f"nobody ordered {url}")
+
     @contextlib.contextmanager
-    def stream(self, path: str, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+    def stream(
+        self, path: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[bool, Iterator[bytes]]]:
         with BUNDLE.open("rb") as file:
             file.seek(start)
-            yield True, iter(lambda: file.read(PIECE), b"")
+            yield (
+                True,
+                iter(lambda: file.read(PIECE), b""),
+            )  # may tell more than was asked for: who reads knows
 
 
 class Power:
@@ -101,13 +119,6 @@ class Power:
 class Follower:
     def changed(self, progress: Progress) -> None:
         print(f"LAB {progress.state.value} {progress.reason.text if progress.reason else ''}", flush=True)
-
-
-class Forgetful(Disk):
-    """Leaves out the sync of a renamed file: the fault that the judge must see."""
-
-    def sync_file(self, path: Path) -> None:
-        return
 
 
 def agent(path: Path) -> None:
@@ -142,20 +153,38 @@ def begin(layout: Layout, order: dict[str, Any], boot: Boot) -> None:
     Journals(layout.journal, Clock()).begin(wish)
 
 
-def put_back_without_a_flush(boot: Boot, slot: str) -> None:
-    kernel, copy = boot.kernel(slot), DATA / "kernel.efi"
+class Forgetful(Disk):
+    """Leaves out the sync of a renamed file."""
+
+    def sync_file(self, path: Path) -> None:
+        return
+
+
+def mistakes(marks: Marks, kernel: Path, fallback: Path) -> None:
+    """With a kernel image that may go, and one that may be replaced."""
+    copy = DATA / "kernel.efi"
     copy.write_bytes(kernel.read_bytes())
-    os.sync()
-    points.reach("fault")
     size = copy.stat().st_size
+    esp.remove(kernel)
+    marks.section("unsynced")
     with copy.open("rb") as file:
         sha256 = esp.digest(file, size)
         file.seek(0)
-        esp.remove(kernel)
         esp.place(file, size, sha256, kernel, Forgetful())
-    points.reach("fault:placed")
     time.sleep(SETTLE_S)
-    os.sync()
+    marks.section("removed")
+    kernel.unlink()
+    DISK.sync_folder(kernel.parent)
+    time.sleep(SETTLE_S)
+    marks.section("prepared")
+    new = fallback.with_name("new")
+    new.write_bytes(copy.read_bytes())
+    marks.section("replaced")
+    new.rename(fallback)
+    DISK.sync_file(fallback)
+    DISK.sync_folder(fallback.parent)
+    time.sleep(SETTLE_S)
+    marks.section("over")
 
 
 def main() -> int:
@@ -165,8 +194,7 @@ def main() -> int:
     found = finding.find(DEVICE, SLOTS, ESP, STATE / "os/order")
     if not layout.journal.is_dir():
         begin(layout, order, found.boot)
-        os.sync()
-        marks("begin")
+        marks.section("update")
     points.listener = marks
     agent(layout.socket("agent"))
     platform = Platform(
@@ -174,15 +202,14 @@ def main() -> int:
         arch=finding.machine(), running=lambda: running(found.slots.values()), booted_by=booted_by,
     )  # fmt: skip
     trial = TrialSettings(hold_s=1.0, lease_s=120.0, cap_s=240.0)
+    server: Any = Server(order["new"])
     nobody: Any = None
-    kit = Kit(
-        layout, clock, nobody, Server(order["new"]), Settings(trial=trial), nobody, time.sleep, DISK
-    )
+    kit = Kit(layout, clock, nobody, server, Settings(trial=trial), nobody, time.sleep, DISK)
     target = OsSlot(kit, platform, answer_s=0.5)
     progress = drive(Journals(layout.journal, clock).open_all()[0], target, Follower())
-    marks("end")
+    points.listener = None
     print(f"LAB update {progress.state.value}", flush=True)
-    put_back_without_a_flush(found.boot, other(platform.running()))
+    mistakes(marks, found.boot.kernel(other(platform.running())), ESP / FALLBACK)
     return 0
 
 

@@ -28,6 +28,7 @@ class Counting:
     """`variables` are those of the vendor LOADER."""
 
     name = "systemd-boot"
+    copies = 0
 
     def __init__(self, variables: Variables, esp: Path, tries: int = TRIES, disk: Disk = DISK) -> None:
         self._variables, self._esp, self._tries, self._disk = variables, esp, tries, disk
@@ -83,6 +84,9 @@ class Counting:
 
     # --- choosing
 
+    def prepare(self, slot: str) -> None:
+        self._known(slot)
+
     def try_once(self, slot: str) -> None:
         path = self._known(slot)
         counted = path.with_name(f"instar-{slot}+{self._tries}-0.efi")
@@ -106,7 +110,7 @@ class Counting:
 
     def repair(self) -> list[str]:
         """Second images of a slot are removed, and a preferred slot that has gone is replaced by the other."""
-        done = []
+        done = esps.sweep(self._esp / FOLDER, self._disk)
         first = {path for path, _ in self._images().values()}
         if (self._esp / FOLDER).is_dir():
             for path in sorted((self._esp / FOLDER).iterdir()):

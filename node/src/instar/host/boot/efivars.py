@@ -17,20 +17,22 @@ import struct
 from pathlib import Path
 
 from instar.core.errors import MachineError
+from instar.host.files import DISK, Disk
 from instar.host.points import reach
 
 FOLDER = Path("/sys/firmware/efi/efivars")
 GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"  # EFI_GLOBAL_VARIABLE
 ATTRIBUTES = struct.pack("<I", 7)  # non-volatile, boot service and run-time access
 GET_FLAGS, SET_FLAGS, IMMUTABLE = 0x80086601, 0x40086602, 0x10  # linux/fs.h, 64 bits
+OVERHEAD = 64  # bytes that a store needs beside name and value, at the most
 BOOT = re.compile(r"Boot([0-9A-F]{4})")
 
 
 class Variables:
     """The variables of one vendor in `folder`. Raises MachineError."""
 
-    def __init__(self, folder: Path = FOLDER, vendor: str = GLOBAL) -> None:
-        self.folder, self.vendor = folder, vendor
+    def __init__(self, folder: Path = FOLDER, vendor: str = GLOBAL, disk: Disk = DISK) -> None:
+        self.folder, self.vendor, self._disk = folder, vendor, disk
 
     @property
     def present(self) -> bool:
@@ -65,17 +67,11 @@ class Variables:
         `variable-not-kept` when the firmware says one thing and does another."""
         if self.read(name) == value:
             return False
+        self._check_room(name, value)
         reach("efivars:write")
         self._unlocked(name)
         try:
-            fd = os.open(self._path(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                os.write(fd, ATTRIBUTES + value)  # one call: efivarfs takes each as the whole value
-                with contextlib.suppress(OSError):  # for a plain folder; efivarfs has no such call
-                    os.ftruncate(fd, 4 + len(value))
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
+            self._disk.write_variable(self._path(name), ATTRIBUTES + value)
         except OSError as error:
             self._swept(name)
             raise _failed("write", name, error) from None
@@ -88,7 +84,7 @@ class Variables:
         """Absent is fine."""
         self._unlocked(name)
         try:
-            os.unlink(self._path(name))
+            self._disk.unlink(self._path(name))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -101,6 +97,12 @@ class Variables:
         except OSError:
             return None
         return found.f_bavail * found.f_frsize if found.f_blocks else None
+
+    def _check_room(self, name: str, value: bytes) -> None:
+        """A store is looked at before it is written: one that is full may keep the half of it."""
+        needed, room = 2 * len(name) + len(value) + OVERHEAD, self.room()
+        if room is not None and room < needed:
+            raise _failed("write", name, OSError(errno.ENOSPC, f"{room} bytes are free"))
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}-{self.vendor}"
@@ -121,7 +123,7 @@ class Variables:
         with contextlib.suppress(OSError):
             if self._path(name).stat().st_size <= 4:
                 self._unlocked(name)
-                os.unlink(self._path(name))
+                self._disk.unlink(self._path(name))
 
 
 def _failed(doing: str, name: str, error: OSError) -> MachineError:

@@ -1,8 +1,10 @@
 """The EFI system partition: kernel images put there so that a power cut leaves them whole or absent.
 
 On vfat (seen with Linux 6.1) fsync of a file, rename, and fsync of the folder leave an entry of 0 bytes on the
-disk: the *renamed* file must be opened again and synced, then its folder. The file system is never mounted
-synchronous: an installation took ten times as long.
+disk: the *renamed* file must be opened again and synced, then its folder. And a file that is removed or replaced is
+kept open until its folder is on the disk: its clusters are freed when nobody holds it any more, and a power cut
+may keep that and lose the folder's change; the old name then leads into nothing (seen by crash replay). The file
+system is never mounted synchronous: an installation took ten times as long.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,11 +22,11 @@ from instar.host.points import reach
 
 CHUNK = 1 << 20
 RESERVE = 1 << 20  # bytes left free for folders and the firmware's own files
-IMAGES_AT_ONCE = 3  # both slots' and a temporary one
+NEW = ".new"  # ends the name of a file that is not whole yet
 
 
-def check_room(esp: Path, image: int) -> None:
-    """See that both slots' images of `image` bytes and a temporary one fit, what is there already counted.
+def check_room(esp: Path, image: int, copies: int = 1, freed: int = 0) -> None:
+    """See that `copies` more images of `image` bytes fit beside those of both slots, once `freed` bytes have gone.
 
     Raises MachineError `esp-full` before anything is written.
     """
@@ -32,14 +34,22 @@ def check_room(esp: Path, image: int) -> None:
         found = os.statvfs(esp)
     except OSError as error:
         raise failed("look at", esp, error) from error
-    total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
-    needed = IMAGES_AT_ONCE * image + RESERVE
+    total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize + freed
+    needed = (2 + copies) * image + RESERVE
     if total < needed:
         text = f"cannot install: expected an EFI system partition of {needed} bytes at least, got {total}"
         raise MachineError("esp-full", text)
-    if free < image + RESERVE:
-        text = f"cannot install: expected {image + RESERVE} free bytes in {esp}, got {free}"
+    if free < copies * image + RESERVE:
+        text = f"cannot install: expected {copies * image + RESERVE} free bytes in {esp}, got {free}"
         raise MachineError("esp-full", text)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def place(source: BinaryIO, size: int, sha256: str, path: Path, disk: Disk = DISK) -> None:
@@ -48,15 +58,16 @@ def place(source: BinaryIO, size: int, sha256: str, path: Path, disk: Disk = DIS
     Raises MachineError `esp-full`, `disk-failed`, `not-as-written`; the old file is then still whole.
     """
     make_folder(path.parent, 0o755, disk)
-    temporary = path.with_name(f"{path.name}.new")
+    temporary = path.with_name(f"{path.name}{NEW}")
     try:
-        _copy(source, size, temporary)
+        _copy(source, size, temporary, disk)
         reach("esp:written")
         check_file(temporary, size, sha256)
-        disk.rename(temporary, path)
-        reach("esp:renamed")
-        disk.sync_file(path)
-        disk.sync_folder(path.parent)
+        with _held(path):
+            disk.rename(temporary, path)
+            reach("esp:renamed")
+            disk.sync_file(path)
+            disk.sync_folder(path.parent)
     except OSError as error:
         _sweep(temporary, disk)
         raise _full(path, error) from error
@@ -72,12 +83,13 @@ def write_small(path: Path, data: bytes, disk: Disk = DISK) -> bool:
         if path.read_bytes() == data:
             return False
     make_folder(path.parent, 0o755, disk)
-    temporary = path.with_name(f"{path.name}.new")
+    temporary = path.with_name(f"{path.name}{NEW}")
     try:
         disk.write_new(temporary, data, 0o644)
-        disk.rename(temporary, path)
-        disk.sync_file(path)
-        disk.sync_folder(path.parent)
+        with _held(path):
+            disk.rename(temporary, path)
+            disk.sync_file(path)
+            disk.sync_folder(path.parent)
     except OSError as error:
         _sweep(temporary, disk)
         raise _full(path, error) from error
@@ -87,20 +99,42 @@ def write_small(path: Path, data: bytes, disk: Disk = DISK) -> bool:
 def remove(path: Path, disk: Disk = DISK) -> None:
     """Remove an image, durably: what is about to be overwritten must not be bootable by name. Absent is fine."""
     try:
-        disk.unlink(path)
+        with _held(path):
+            disk.unlink(path)
+            disk.sync_folder(path.parent)
     except FileNotFoundError:
         return
     except OSError as error:
         raise failed("remove", path, error) from error
-    disk.sync_folder(path.parent)
+
+
+def sync(path: Path, disk: Disk = DISK) -> None:
+    """See that a file that is there is on the disk, with its name: a kill may have come before."""
+    try:
+        disk.sync_file(path)
+        disk.sync_folder(path.parent)
+    except OSError as error:
+        raise failed("sync", path, error) from error
+
+
+def sweep(folder: Path, disk: Disk = DISK) -> list[str]:
+    """Remove what a cut-off write has left in `folder`: it takes the room of a whole image. What was removed."""
+    try:
+        found = sorted(path for path in folder.iterdir() if path.name.endswith(f".efi{NEW}"))
+    except OSError:
+        return []
+    for path in found:
+        remove(path, disk)
+    return [f"removed {path.name}, which is not whole" for path in found]
 
 
 def rename(old: Path, new: Path, disk: Disk = DISK) -> None:
     """Give a file another name, durably."""
     try:
-        disk.rename(old, new)
-        disk.sync_file(new)
-        disk.sync_folder(new.parent)
+        with _held(new):
+            disk.rename(old, new)
+            disk.sync_file(new)
+            disk.sync_folder(new.parent)
     except OSError as error:
         raise failed("rename", old, error) from error
 
@@ -133,19 +167,30 @@ def digest(file: BinaryIO, size: int, progress: Callable[[int], None] = lambda _
     return hashed.hexdigest()
 
 
-def _copy(source: BinaryIO, size: int, path: Path) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep the file that has this name now, if any, until its going is on the disk."""
+    fd = -1
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _copy(source: BinaryIO, size: int, path: Path, disk: Disk) -> None:
+    fd = disk.create(path, 0o644)
     try:
         left = size
         while left > 0:
             data = source.read(min(CHUNK, left))
             if not data:
                 raise MachineError("cut-off", f"cannot write {path}: {left} of {size} bytes are missing")
+            disk.write_at(fd, data, size - left)
             left -= len(data)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-        os.fsync(fd)
+        disk.sync_open(fd)
     finally:
         os.close(fd)
 

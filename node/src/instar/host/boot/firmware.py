@@ -28,6 +28,7 @@ class Firmware:
     """`esp` is where the partition `drive` is mounted; `memory` keeps the order that we wrote last."""
 
     name = "firmware"
+    copies = 1  # EFI/BOOT
 
     def __init__(
         self, variables: Variables, esp: Path, drive: HardDrive, memory: Path, disk: Disk = DISK
@@ -84,19 +85,20 @@ class Firmware:
 
     # --- choosing
 
-    def try_once(self, slot: str) -> None:
+    def prepare(self, slot: str) -> None:
+        self._check_image(slot)
         number = self._entry(slot)
         now = self._order()
         if number not in now:
             self._variables.write("BootOrder", order_bytes([*now, number]))
+
+    def try_once(self, slot: str) -> None:
+        self.prepare(slot)
         reach("boot:ordered")
-        self._variables.write("BootNext", order_bytes([number]))
+        self._variables.write("BootNext", order_bytes([self._entry(slot)]))
 
     def prefer(self, slot: str) -> None:
-        if not self.kernel(slot).exists():
-            raise MachineError(
-                "no-kernel-image", f"cannot prefer slot {slot}: it has no image in {self._esp / FOLDER}"
-            )
+        self._check_image(slot)
         self._fall_back_to(slot)
         ours = [self._entry(slot)]
         if self.kernel(other(slot)).exists():
@@ -108,6 +110,11 @@ class Firmware:
         if once and once[0] in ours[1:]:
             self._variables.delete("BootNext")
         esps.write_small(self._memory, slot.encode(), self._disk)
+
+    def _check_image(self, slot: str) -> None:
+        if not self.kernel(slot).exists():
+            text = f"cannot choose slot {slot}: it has no image in {self._esp / FOLDER}"
+            raise MachineError("no-kernel-image", text)
 
     def _fall_back_to(self, slot: str) -> None:
         """The image for firmware that has lost all entries: one that is in no slot any more would never start."""
@@ -125,7 +132,7 @@ class Firmware:
             raise MachineError("disk-failed", text) from None
 
     def repair(self) -> list[str]:
-        done = [*self._pruned()]
+        done = [*self._swept(), *self._pruned()]
         for slot in NAMES:
             if self.kernel(slot).exists() and slot not in self._numbers():
                 done.append(f"made the entry of slot {slot} again")
@@ -136,6 +143,10 @@ class Firmware:
             self.prefer(left)
             done.append(f"put slot {left} first again")
         return done
+
+    def _swept(self) -> list[str]:
+        folders = (self._esp / FOLDER, (self._esp / FALLBACK).parent)
+        return [line for folder in folders for line in esps.sweep(folder, self._disk)]
 
     def _pruned(self) -> list[str]:
         """Remove entries of ours that name no slot any more, and second ones of the same slot."""

@@ -44,11 +44,15 @@ class Boot(Protocol):
     """
 
     name: str
+    copies: int  # how many images more than the slot's own are made of one that is preferred
 
     def kernel(self, slot: str) -> Path:
         """Where a slot's kernel image lies, or is to be put."""
 
     def state(self) -> BootState: ...
+
+    def prepare(self, slot: str) -> None:
+        """All of `try_once` that does not change yet what starts: shows that the firmware takes it."""
 
     def try_once(self, slot: str) -> None:
         """The next boot by firmware is of this slot, once; the one after it is as before."""

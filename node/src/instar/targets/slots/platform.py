@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from instar.core.errors import MachineError
 from instar.host.boot.slots import Boot, Slot
 from instar.host.boot.watchdog import Watchdog
-from instar.targets.slots.source import Ranges
 
 
 class SystemProgress(NamedTuple):
@@ -31,10 +29,6 @@ def untold(_: SystemProgress) -> None:
     return
 
 
-def no_other_source(url: str) -> tuple[Ranges, str]:
-    raise MachineError("no-source", f"cannot fetch {url}: this updater fetches from its server alone")
-
-
 class Kexec(Protocol):
     """Raises MachineError `kexec-refused`."""
 
@@ -54,9 +48,7 @@ class Power(Protocol):
 
 class Platform(NamedTuple):
     """`hardware` are the names that this machine answers to, the most exact first. `running` tells the slot that is
-    mounted as root, '' when it is none of the two; `booted_by` says firmware or kexec. `source_of` an https URL gives
-    what fetches from there, and the path to ask it for.
-    """
+    mounted as root, '' when it is none of the two; `booted_by` says firmware or kexec."""
 
     slots: dict[str, Slot]
     boot: Boot
@@ -67,6 +59,5 @@ class Platform(NamedTuple):
     arch: str
     running: Callable[[], str]
     booted_by: Callable[[], str]
-    source_of: Callable[[str], tuple[Ranges, str]] = no_other_source
     watchdog: Watchdog = Watchdog()
     os_release: Path = Path("/etc/os-release")

@@ -39,7 +39,22 @@ class SlotRecord(NamedTuple):
     @property
     def name(self) -> str:
         """As a release is called; '' where nothing whole is known to lie in the slot."""
-        return Release(self.version, self.digest).name if self.version and self.state != "writing" else ""
+        known = self.version and self.digest and self.state != "writing"
+        return Release(self.version, self.digest).name if known else ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether a whole system lies there: installed by us, or the node's first one, which ran when it was noted."""
+        return self.state in ("installed", "good") or self.is_first
+
+    @property
+    def is_first(self) -> bool:
+        """The node's first system, which was noted while it ran."""
+        return self.state == "unknown" and bool(self.name)
+
+    @property
+    def has_run(self) -> bool:
+        return self.state == "good" or self.is_first
 
 
 def read_records(path: Path) -> dict[str, SlotRecord]:

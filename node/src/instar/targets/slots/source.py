@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from instar.core.errors import ServerUnreachable, TrustError
 from instar.host.boot.slots import Slot
 from instar.host.files import failed
-from instar.trust.bundle import BLOCK, HEAD, Bundle, Chunk, bundle_digest, cut, decode, manifest_length
+from instar.trust.bundle import (
+    BLOCK,
+    HEAD,
+    Bundle,
+    Chunk,
+    Image,
+    bundle_digest,
+    decode,
+    ends,
+    manifest_length,
+)
 
 GAP = 64 << 10  # bytes between two needed frames that are read rather than asked for anew
-READ = 1 << 20
+FIRST = 16 << 10  # bytes that are asked for first: a small bundle's manifest is in them
+READ, AHEAD = 512 << 10, 4 << 20  # bytes of one read; that the disk reads ahead of it
 
 
 class Ranges(Protocol):
     """What `instar.host.transport.Transport.stream` offers."""
 
-    def stream(self, path: str, start: int) -> AbstractContextManager[tuple[bool, Iterator[bytes]]]: ...
+    def stream(
+        self, path: str, start: int, stop: int | None = None
+    ) -> AbstractContextManager[tuple[bool, Iterator[bytes]]]: ...
 
 
 class Head(NamedTuple):
@@ -38,22 +51,41 @@ class Place(NamedTuple):
 
 def read_head(source: Ranges, path: str, digest: str) -> Head:
     """Fetch a bundle's manifest. Raises TrustError `altered-bundle` unless it is the signed one."""
-    data = b""
-    with source.stream(path, 0) as (_, chunks):
-        needed = HEAD
-        for chunk in chunks:
-            data += chunk
-            if needed == HEAD and len(data) >= HEAD:
-                needed = HEAD + manifest_length(data[:HEAD])
-            if needed > HEAD and len(data) >= needed:
-                break
-        else:
-            raise ServerUnreachable("cut-off", f"cannot read {path} on: it ended early")
+    data = _part(source, path, 0, FIRST)
+    needed = HEAD + manifest_length(data[:HEAD]) if len(data) >= HEAD else HEAD
+    if HEAD <= len(data) < needed:
+        data += _part(source, path, len(data), needed)
+    if len(data) < needed:
+        raise ServerUnreachable("cut-off", f"cannot read {path} on: it ended early")
     manifest = data[HEAD:needed]
     if bundle_digest(manifest) != digest:
         text = f"cannot trust {path}: expected a manifest of digest {digest[:16]}…, got {bundle_digest(manifest)[:16]}…"
         raise TrustError("altered-bundle", text)
     return Head(decode(manifest), needed, len(data))
+
+
+def _part(source: Ranges, path: str, start: int, stop: int) -> bytes:
+    """These bytes, or fewer where the file ends before."""
+    data = bytearray()
+    with source.stream(path, start, stop) as (resumed, pieces):
+        if start and not resumed:
+            raise _no_ranges(path, start)
+        for piece in pieces:
+            data += piece
+            if len(data) >= stop - start:
+                break
+    return bytes(data)
+
+
+def _no_ranges(path: str, start: int) -> ServerUnreachable:
+    return ServerUnreachable(
+        "no-ranges", f"cannot read {path} from byte {start} on: the server knows no ranges"
+    )
+
+
+def known(image: Image) -> dict[str, Place]:
+    """The same as `index` for a slot that holds `image`, without reading it."""
+    return {chunk.sha256: Place(chunk.offset, chunk.size) for chunk in image.chunks}
 
 
 def index(slot: Slot, size: int) -> dict[str, Place]:
@@ -62,30 +94,50 @@ def index(slot: Slot, size: int) -> dict[str, Place]:
     Raises MachineError `disk-failed`.
     """
     found: dict[str, Place] = {}
-    offset = 0
-    try:
-        for data in cut(_blocks(slot, min(size, slot.size))):
-            found.setdefault(hashlib.sha256(data).hexdigest(), Place(offset, len(data)))
-            offset += len(data)
-    except OSError as error:
-        raise failed("read", slot.device, error) from error
+    digest, begin, at, count = hashlib.sha256(), 0, 0, 0
+    for data in read_through(slot, min(size, slot.size)):
+        hashed = 0
+        for start in range(0, len(data), BLOCK):
+            count += 1
+            block = data[start : start + BLOCK]
+            if ends(count, block):
+                stop = start + len(block)
+                digest.update(data[hashed:stop])
+                found.setdefault(digest.hexdigest(), Place(begin, at + stop - begin))
+                digest, begin, hashed, count = hashlib.sha256(), at + stop, stop, 0
+        digest.update(data[hashed:])
+        at += len(data)
+    if at > begin:
+        found.setdefault(digest.hexdigest(), Place(begin, at - begin))
     return found
 
 
-def _blocks(slot: Slot, size: int) -> Iterator[bytes]:
-    fd = os.open(slot.device, os.O_RDONLY | os.O_CLOEXEC)
+def read_through(slot: Slot, size: int) -> Iterator[memoryview]:
+    """The first `size` bytes of a slot from the disk itself, piece by piece; a piece is gone with the next one.
+
+    Nothing stays in the page cache: it may be as large as the memory. Fewer bytes where the device ends before.
+    Raises MachineError `disk-failed`.
+    """
+    buffer, at = memoryview(bytearray(READ)), 0
     try:
-        at = 0
-        while at < size:
-            data = os.pread(fd, min(READ, size - at), slot.offset + at)
-            if not data:
-                return
-            for start in range(0, len(data), BLOCK):
-                yield data[start : start + BLOCK]
-            at += len(data)
-            os.posix_fadvise(fd, slot.offset + at - len(data), len(data), os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
+        fd = os.open(slot.device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(fd, slot.offset, slot.size, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, slot.offset, min(AHEAD, size), os.POSIX_FADV_WILLNEED)
+            while at < size:
+                if size - at > AHEAD:
+                    os.posix_fadvise(fd, slot.offset + at + AHEAD, READ, os.POSIX_FADV_WILLNEED)
+                count = os.preadv(fd, [buffer[: min(READ, size - at)]], slot.offset + at)
+                if not count:
+                    return
+                yield buffer[:count]
+                os.posix_fadvise(fd, slot.offset + at, count, os.POSIX_FADV_DONTNEED)
+                at += count
+        finally:
+            os.posix_fadvise(fd, slot.offset, slot.size, os.POSIX_FADV_DONTNEED)  # what lies across two pieces
+            os.close(fd)
+    except OSError as error:
+        raise failed("read", slot.device, error) from error
 
 
 class Frames:
@@ -99,7 +151,7 @@ class Frames:
         self._spend = spend
         self.fetched = 0
 
-    def __iter__(self) -> Iterator[tuple[Chunk, bytes]]:
+    def __iter__(self) -> Generator[tuple[Chunk, bytes]]:
         """Raises ServerUnreachable `cut-off` when the source ends early; what was yielded stays good."""
         at = 0
         while at < len(self._needed):
@@ -117,10 +169,10 @@ class Frames:
         return run
 
     def _read(self, run: list[Chunk]) -> Iterator[tuple[Chunk, bytes]]:
-        begin = self._start + run[0].at
-        with self._source.stream(self._path, begin) as (resumed, pieces):
+        begin, stop = self._start + run[0].at, self._start + run[-1].at + run[-1].length
+        with self._source.stream(self._path, begin, stop) as (resumed, pieces):
             if not resumed:
-                raise ServerUnreachable("no-ranges", f"cannot read {self._path} from byte {begin} on")
+                raise _no_ranges(self._path, begin)
             held, position = bytearray(), run[0].at
             for chunk in run:
                 end = chunk.at + chunk.length

@@ -6,26 +6,34 @@ what lies before that is on the disk, and is checked once more when the whole is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
 
-from instar.core.errors import InputError, MachineError, TrustError
+from instar.core.errors import InputError, InstarError, MachineError, TrustError
 from instar.host.boot.slots import Slot
 from instar.host.files import DISK, Disk, failed
 from instar.host.points import reach
 from instar.host.zstd import Decompress
-from instar.targets.slots.source import Frames, Place
-from instar.trust.bundle import Chunk, Image
+from instar.targets.slots.behind import Behind
+from instar.targets.slots.source import Frames, Place, read_through
+from instar.trust.bundle import BLOCK, MOST, Chunk, Image
 
 CHECKPOINT = 8 << 20  # bytes between two that are synced
-READ = 1 << 20
+ZEROS = bytes(MOST * BLOCK)
 
 Opened = Callable[[list[Chunk]], Frames]
 
 
+class Differs(Exception):
+    """The running slot has not what its index says: from now on everything is fetched."""
+
+
 class Writer:
-    """Writes `image` into `slot`, of which it needs `image.size` bytes. `local` is the running slot's index."""
+    """Writes `image` into `slot`, of which it needs `image.size` bytes. `local` is the running slot's index, which
+    is not trusted: what is taken from there is checked as what is fetched is."""
 
     def __init__(
         self,
@@ -59,8 +67,8 @@ class Writer:
         source = None
         try:
             source = self._source()
-            self._write(fd, source, chunks, frames, checkpoint)
-            self._disk.sync_open(fd)
+            with Behind(self._disk, fd, self._slot.offset + start, CHECKPOINT) as behind:
+                self._write(behind, source, chunks, frames, checkpoint)
         except OSError as error:
             raise failed("write", self._slot.device, error) from error
         finally:
@@ -75,25 +83,50 @@ class Writer:
 
     def _write(
         self,
-        fd: int,
+        behind: Behind,
         source: int | None,
         chunks: list[Chunk],
         frames: Opened,
         checkpoint: Callable[[int], None],
     ) -> None:
-        needed = [chunk for chunk in chunks if chunk.length and not self._has(source, chunk)]
-        opened = frames(needed)
-        coming = iter(opened)
-        safe = chunks[0].offset if chunks else 0
+        base, told = self._slot.offset, behind.safe
+
+        def tell() -> None:
+            nonlocal told
+            if behind.safe > told:
+                told = behind.safe
+                checkpoint(told - base)
+                reach("slot:checkpoint")
+
+        left = deque(chunks)
         try:
-            for chunk in chunks:
-                self._disk.write_at(fd, self._content(source, chunk, coming), self._slot.offset + chunk.offset)
-                self.done = chunk.offset + chunk.size
-                if chunk.offset + chunk.size - safe >= CHECKPOINT:
-                    self._disk.sync_open(fd)
-                    safe = chunk.offset + chunk.size
-                    checkpoint(safe)
-                    reach("slot:checkpoint")
+            while left:
+                self._some(behind, source, left, frames, tell)
+        except InstarError:  # the next try goes on behind all that came
+            behind.finish()
+            tell()
+            raise
+        behind.finish()
+
+    def _some(
+        self,
+        behind: Behind,
+        source: int | None,
+        left: deque[Chunk],
+        frames: Opened,
+        tell: Callable[[], None],
+    ) -> None:
+        """All that is left, or what came before the running slot was found to differ."""
+        opened = frames([chunk for chunk in left if chunk.length and not self._has(source, chunk)])
+        try:
+            with contextlib.closing(iter(opened)) as coming:
+                while left:
+                    behind.put(self._slot.offset + left[0].offset, self._content(source, left[0], coming))
+                    chunk = left.popleft()
+                    self.done = chunk.offset + chunk.size
+                    tell()
+        except Differs:
+            self._local = {}
         finally:
             self.fetched += opened.fetched
 
@@ -101,17 +134,17 @@ class Writer:
         place = self._local.get(chunk.sha256)
         return source is not None and place is not None and place.size == chunk.size
 
-    def _content(self, source: int | None, chunk: Chunk, coming: Iterator[tuple[Chunk, bytes]]) -> bytes:
-        """The chunk's bytes, as signed. Raises TrustError `altered-chunk`."""
+    def _content(self, source: int | None, chunk: Chunk, coming: Generator[tuple[Chunk, bytes]]) -> bytes:
+        """The chunk's bytes, as signed. Raises Differs, TrustError `altered-chunk`."""
         if not chunk.length:
-            return bytes(chunk.size)
+            return ZEROS[: chunk.size]
         if self._has(source, chunk):
             assert source is not None
             assert self._running is not None
             place = self._local[chunk.sha256]
             data = os.pread(source, place.size, self._running.offset + place.offset)
             if hashlib.sha256(data).hexdigest() != chunk.sha256:
-                raise TrustError("altered-chunk", "the running slot changed while it was read")
+                raise Differs
             self.reused += len(data)
             return data
         _, frame = next(coming)
@@ -127,24 +160,11 @@ class Writer:
 
 def check_slot(image: Image, slot: Slot, progress: Callable[[int], None] = lambda _: None) -> None:
     """Read the slot back from the disk itself. Raises MachineError `not-as-written`."""
-    whole, left, at = hashlib.sha256(), image.size, slot.offset
-    buffer = memoryview(bytearray(READ))
-    try:
-        fd = os.open(slot.device, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.posix_fadvise(fd, slot.offset, image.size, os.POSIX_FADV_DONTNEED)
-            while left > 0:
-                count = os.preadv(fd, [buffer[: min(READ, left)]], at)
-                if not count:
-                    break
-                whole.update(buffer[:count])
-                left, at = left - count, at + count
-                os.posix_fadvise(fd, at - count, count, os.POSIX_FADV_DONTNEED)
-                progress(image.size - left)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise failed("read", slot.device, error) from error
-    if left or whole.hexdigest() != image.sha256:
+    whole, done = hashlib.sha256(), 0
+    for data in read_through(slot, image.size):
+        whole.update(data)
+        done += len(data)
+        progress(done)
+    if done != image.size or whole.hexdigest() != image.sha256:
         text = f"cannot trust slot {slot.name}: expected SHA-256 {image.sha256[:16]}…, got {whole.hexdigest()[:16]}…"
         raise MachineError("not-as-written", text)

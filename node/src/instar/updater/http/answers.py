@@ -10,14 +10,17 @@ from instar.core.errors import InstarError, MachineError
 
 # As on the gateway: the code says what is wrong, the status what kind of wrong it is.
 STATUS = {
+    "aborted": 409,
     "already-current": 409,
     "bad-version": 505,
     "busy": 409,
+    "failed-precondition": 412,
     "head-too-large": 431,
     "length-required": 411,
     "method-not-allowed": 405,
     "not-an-operator": 403,
     "not-allowed": 403,
+    "no-slots": 412,
     "not-found": 404,
     "nothing-to-roll-back-to": 409,
     "too-large": 413,
@@ -27,8 +30,8 @@ STATUS = {
 PHRASE = {
     200: "OK", 202: "Accepted", 400: "Bad Request", 403: "Forbidden", 404: "Not Found",
     405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 411: "Length Required",
-    413: "Content Too Large", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
-    503: "Service Unavailable", 505: "HTTP Version Not Supported",
+    412: "Precondition Failed", 413: "Content Too Large", 431: "Request Header Fields Too Large",
+    500: "Internal Server Error", 503: "Service Unavailable", 505: "HTTP Version Not Supported",
 }  # fmt: skip
 
 

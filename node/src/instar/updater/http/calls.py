@@ -11,6 +11,7 @@ from instar.engine.journal import Journals
 from instar.host.clock import Clock
 from instar.host.layout import Layout
 from instar.host.program import Program
+from instar.updater.client import ServerClient
 from instar.updater.http.answers import Answer, Stream
 from instar.updater.http.connection import Body
 from instar.updater.http.heads import Head
@@ -21,7 +22,7 @@ MOST_JSON = 16_384  # bytes of a body that is held in memory
 
 
 class Services(NamedTuple):
-    """Handed in once, used by all connections. `node` is the node's id."""
+    """Handed in once, used by all connections. `node` is the node's id; `server` makes a client for one thread."""
 
     layout: Layout
     clock: Clock
@@ -30,6 +31,7 @@ class Services(NamedTuple):
     targets: Targets
     journals: Journals
     node: str
+    server: Callable[[], ServerClient]
 
 
 class Call(NamedTuple):

@@ -8,13 +8,14 @@ from typing import Any
 from instar.core.errors import InputError, InstarError
 from instar.core.journal import timeline
 from instar.core.releases import version_of
+from instar.core.system import LINE as SYSTEM
 from instar.engine.journal import Journal
 from instar.host import trials
 from instar.host.line import MANIFEST, VALID, Line
 from instar.host.records import read_held
 from instar.targets.line import LineTarget
 from instar.updater.http.calls import Services
-from instar.updater.orders import Orders
+from instar.updater.orders import Orders, Pushed
 
 
 def health(services: Services) -> dict[str, Any]:
@@ -106,16 +107,19 @@ def transaction(services: Services, tx: str) -> dict[str, Any]:
     if journal is not None:
         return _transaction(journal, services.orders)
     with services.orders.lock:
-        receiving, pushed, busy = services.orders.receiving, services.orders.pushed, services.orders.busy
+        receiving, busy = services.orders.receiving, services.orders.busy
+        ordered = services.orders.pushed or services.orders.update
     if receiving.tx == tx:
         return _to_come(tx, services.orders.receiving_line, "receiving", receiving.done, receiving.total)
     if busy == tx:  # it begins just now
         return _to_come(tx, "", "waiting", 0, 0)
-    if pushed is not None and pushed.tx == tx:
+    if ordered is not None and ordered.tx == tx:
+        line = ordered.line if isinstance(ordered, Pushed) else SYSTEM
         return {
-            **_to_come(tx, pushed.line, "waiting", 0, 0),
-            "version": pushed.version,
-            "digest": pushed.digest,
+            **_to_come(tx, line, "waiting", 0, 0),
+            "via": "push" if line != SYSTEM else "",
+            "version": ordered.version,
+            "digest": ordered.digest,
         }
     raise InputError("unknown-transaction", f"cannot show {tx}: there is no such transaction on this node")
 

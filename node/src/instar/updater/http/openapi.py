@@ -9,7 +9,7 @@ Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 MOMENT: Schema = {"type": ["number", "null"], "description": "unix time in seconds"}
-LINE: Schema = {"type": "string", "description": "agent, updater or module/NAME"}
+LINE: Schema = {"type": "string", "description": "agent, updater, os or module/NAME"}
 DIGEST: Schema = {"type": "string", "pattern": "^([0-9a-f]{96})?$", "description": "program digest, SHA-384"}
 TX: Schema = {"type": "string", "pattern": "^tx-[0-9a-f]{16}$"}
 
@@ -54,7 +54,7 @@ SCHEMAS: dict[str, Schema] = {
     "Change": _object(number=COUNT, state=TEXT, wall={"type": "number"}, reason=TEXT),
     "Transaction": _object(
         tx={**TEXT, "pattern": "^tx-"}, line=LINE,
-        cause={**TEXT, "description": "wish, rollback, push or recovery"},
+        cause={**TEXT, "description": "wish, rollback, push, recovery or cold-boot"},
         via={**TEXT, "description": "native, push, recovery; '' for fetched"},
         version=TEXT, digest=DIGEST, from_version=TEXT,
         state={**TEXT, "description": "a state of docs/transaction.md; receiving or waiting before it begins"},
@@ -68,6 +68,33 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Transactions": _object(transactions={"type": "array", "items": _ref("Transaction")}),
     "Pushed": _object(tx=TX, line=LINE, version=TEXT, digest=DIGEST),
+    "System": _object(
+        v=COUNT,
+        running={"enum": ["a", "b", ""], "description": "the slot of the mounted root, '' where it is in neither"},
+        hardware={"type": "array", "items": TEXT, "description": "what bundles may be for"},
+        arch=TEXT, backend={"enum": ["firmware", "counting", ""], "description": "what chooses between the slots"},
+        slots=_map(_ref("Slot")),
+        boot={"anyOf": [_ref("Boot"), _object()]},
+        update=_or_null(
+            _object(
+                tx={**TEXT, "pattern": "^tx-"}, generation=COUNT, step=TEXT, slot={"enum": ["a", "b", ""]},
+                done=COUNT, total=COUNT, fetched=COUNT, reused=COUNT,
+            )
+        ),
+        error=_or_null(_object(code=TEXT, text=TEXT)),
+    ),
+    "Slot": _object(
+        version=TEXT, digest=DIGEST,
+        state={"enum": ["unknown", "writing", "installed", "trial", "good", "bad"]},
+        size=COUNT, done=COUNT, since={"type": "number"}, why=TEXT, booted_by=TEXT,
+        cold_boot_seen={"type": "boolean", "description": "the firmware itself has started this version"},
+    ),
+    "Boot": _object(
+        order={"type": "array", "items": TEXT}, once={**TEXT, "description": "the slot that the next boot tries"},
+        tries={**_map(COUNT), "description": "left of each slot, where they are counted"},
+        drift={"type": "array", "items": TEXT, "description": "what is not as we left it, in words"},
+    ),
+    "Ordered": _object(tx=TX, line=LINE, version=TEXT, digest=DIGEST, activation=TEXT),
     "RolledBack": _object(line=LINE, version=TEXT, digest=DIGEST),
     "Nothing": _object(),
 }  # fmt: skip
@@ -80,6 +107,7 @@ WHY = {
     "408": "It came too slowly",
     "409": "It does not fit what is there: `busy` names the transaction that is under way",
     "411": "Content-Length is missing",
+    "412": "This machine cannot take that system image",
     "413": "The body is too large",
     "431": "The head is too large",
     "503": "This machine cannot do it now",
@@ -112,6 +140,25 @@ def _events() -> Schema:
 
 TX_IN_PATH: Schema = {"name": "tx", "in": "path", "required": True, "schema": TX}
 LINE_BODY = {"schema": {"type": "object", "properties": {"line": LINE}, "additionalProperties": False}}
+UPDATE_OS_BODY: Schema = {
+    "schema": {
+        "type": "object",
+        "required": ["activation"],
+        "properties": {
+            "bundle": {
+                "type": "string",
+                "description": "NAME-VERSION, os/NAME-VERSION.bundle, or an https URL of it",
+            },
+            "target": {"type": "string", "description": "the signed name, in place of bundle"},
+            "activation": {"enum": ["none", "reboot", "kexec"]},
+            "override_cold_boot": {
+                "type": "boolean",
+                "description": "also while the system that runs was never seen to be started by the firmware",
+            },
+        },
+        "additionalProperties": False,
+    }
+}
 PUSH: Schema = {
     "parameters": [
         _query("line", "what is replaced", enum=["agent", "updater"], default="agent"),
@@ -147,6 +194,13 @@ def _paths() -> Schema:
         },
         "/v1/rollback": {
             "post": _call("Go back to the previous release", "202", "RolledBack", "409 413", requestBody=body)
+        },
+        "/v1/system": {"get": _call("The two slots of the operating system", "200", "System")},
+        "/v1/update-os": {
+            "post": _call(
+                "Put a system image into the slot that does not run", "202", "Ordered", "404 409 412 413",
+                requestBody={"required": True, "content": {"application/json": UPDATE_OS_BODY}},
+            )
         },
         "/v1/look": {"post": _call("Ask the server now what is wanted", "202", "Nothing", "413")},
         "/v1/openapi.json": {

@@ -51,10 +51,22 @@ def _rollback(call: Call) -> Answer:
     line = json_body(call, ("line",)).get("line", "agent")
     if not isinstance(line, str):
         raise InputError("bad-request", "cannot read the body: expected line to be a string")
-    release = previous_release(call.services.targets.of(line))
+    release = previous_release(call.services.targets, line)
     call.services.orders.order_rollback(line)
     log.info("%s wants %s back on %s", call.caller, line, release.name)
     return Answer(202, {"line": line, "version": release.version, "digest": release.digest})
+
+
+def _system(call: Call) -> Answer:
+    from instar.updater.http.system import system
+
+    return system(call)
+
+
+def _update_os(call: Call) -> Answer:
+    from instar.updater.http.system import update_os
+
+    return update_os(call)
 
 
 def _look(call: Call) -> Answer:
@@ -77,6 +89,8 @@ ROUTES = (
     Route("GET", "/v1/transactions/{tx}/events", watching.events),
     Route("POST", "/v1/push", _push, ("line",)),
     Route("POST", "/v1/rollback", _rollback),
+    Route("GET", "/v1/system", _system),
+    Route("POST", "/v1/update-os", _update_os),
     Route("POST", "/v1/look", _look),
     Route("GET", "/v1/openapi.json", _openapi),
 )

@@ -1,0 +1,366 @@
+"""Updates of nodes' operating systems: one at a time of a node, ordered here, done by the node, told of by its events.
+
+What is open is in the database, and only there: a restart of the server changes nothing. What a node reports of its
+slots, and how many bytes have come, is written in batches and may be lost: the next report says it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from instar.core.system import check_mode
+from instar_server.bus.api import AGENTS, FLEET, Bus, system_topic
+from instar_server.domain import looks, systems
+from instar_server.domain.errors import Conflict, NotFound, Precondition
+from instar_server.domain.systems import Update
+from instar_server.services.bundles import Bundles, SystemBundle
+from instar_server.services.history import History, server_entry
+from instar_server.services.ports import Chance, Now
+from instar_server.services.scheduler import LAPSE_AFTER_S
+from instar_server.services.system_reports import SystemReport, UpdateSaid
+from instar_server.storage.batch import SYSTEM, Observations
+from instar_server.storage.connection import Connection
+from instar_server.storage.database import Database
+from instar_server.storage.events import Events
+from instar_server.storage.nodes import Nodes
+from instar_server.storage.rows import NodeRow
+from instar_server.storage.systems import SystemUpdates
+from instar_server.storage.work import Wishes
+
+log = logging.getLogger(__name__)
+
+SHOWN = 10  # updates
+WRITE_EVERY_S = 1.0
+TELL_EVERY_S = 0.25  # least time between two words about bytes
+COUNTS = ("done", "total", "fetched", "reused")  # bytes of an update
+MOST_TOLD = 10_000  # nodes about which it is kept when they were last told of
+
+
+@dataclass(frozen=True, slots=True)
+class SystemView:
+    """`report` is what the node said at `told` ({} and None: never); `updates` newest first; `cold_boot` is (when,
+    generation) of the one that is wanted."""
+
+    node: str
+    report: dict[str, Any]
+    told: float | None
+    updates: list[Update]
+    cold_boot: tuple[float, int] | None
+
+
+class Systems:
+    """`run` until cancelled, `close` at the end."""
+
+    def __init__(
+        self,
+        database: Database,
+        bus: Bus,
+        bundles: Bundles,
+        observations: Observations,
+        now: Now,
+        chance: Chance,
+    ) -> None:
+        self._database, self._bus, self._bundles = database, bus, bundles
+        self._observations, self._now, self._chance = observations, now, chance
+        self._progress: dict[str, dict[str, Any]] = {}  # by node; to be written
+        self._told: dict[str, tuple[tuple[str, str, str], float]] = {}
+        self._waiting: set[str] = set()  # nodes to be told to look when they connect; a hint, no more
+
+    async def warm(self) -> None:
+        """Learn who is to be told to look."""
+        self._waiting = await self._database.read_at_once(lambda c: SystemUpdates(c).waiting())
+
+    # ---- orders
+
+    async def order(self, node: str, bundle: object, activation: object, override: bool, by: str) -> Update:
+        """Have a node put a published bundle into its other slot; `activation` none, reboot or kexec.
+
+        Raises InputError `invalid-argument`, NotFound `not-found`, Conflict `aborted`, Precondition
+        `failed-precondition`, MachineError `unavailable`. Nothing is written then.
+        """
+        mode, asked = check_mode(activation), systems.asked(bundle)
+        found = self._bundles.find(asked.target)
+        if found is None:
+            raise NotFound("not-found", f"cannot update the system: {asked.target[:200]} is not published")
+        least = await asyncio.to_thread(self._bundles.min_version, found)
+        now = self._now()
+        made = Update(
+            f"os-{self._chance(6)}", node, 0, found.name, found.version, found.digest, found.target, asked.source,
+            mode, override, now, by,
+        )  # fmt: skip
+        try:
+            async with self._database.write() as connection:
+                await self._check_order(connection, node, found, least)
+                made = replace(made, generation=await Wishes(connection).next_generation())
+                await SystemUpdates(connection).add(made)
+                await Events(connection).append(node, History.SERVER, [_entry(made, "ordered", by, now)], now)
+        except IntegrityError:  # another process of this server was first
+            raise _aborted(node, "another update is open") from None
+        self._changed(made, f"system {made.version} is wanted")
+        return made
+
+    async def _check_order(self, connection: Connection, node: str, bundle: SystemBundle, least: str) -> None:
+        row = await _existing(connection, node)
+        report, told = self._report(row)
+        if row.revoked_at is not None:
+            raise systems.unfit(f"revoked: {node} is no longer served")
+        if not systems.has_slots(report):
+            raise systems.unfit(f"no-slots: {node} has told of no system slots")
+        await self._check_idle(connection, row, report, told)
+        last = await SystemUpdates(connection).latest(node, 1)
+        current = not last or (last[0].ended or 0.0) < (told or 0.0)
+        systems.check_fits(report, bundle.target, bundle.compatible, bundle.arch, least, current)
+
+    async def _check_idle(
+        self, connection: Connection, row: NodeRow, report: dict[str, Any], told: float | None
+    ) -> None:
+        """Raises Conflict `aborted` while an update is open, or the node is at a system transaction of any cause."""
+        open_ = await SystemUpdates(connection).open_of(row.id)
+        if open_ is not None:
+            raise _aborted(
+                row.id, f"{open_.id} to {open_.name} {open_.version} is {open_.phase or 'ordered'}"
+            )
+        under_way = report.get("update")
+        recent = told is not None and self._now() - told < LAPSE_AFTER_S
+        if (
+            under_way
+            and recent
+            and not await Events(connection).has_ended(row.id, under_way["tx"], systems.FINAL)
+        ):
+            raise _aborted(
+                row.id, f"the node is at work on {under_way['tx']} ({under_way['step'] or 'begun'})"
+            )
+        columns = row.columns
+        if columns["tx_line"] == systems.LINE and columns["tx_phase"] in looks.OPEN_PHASES:
+            raise _aborted(row.id, f"the node is at work on {columns['tx']} ({columns['tx_phase']})")
+
+    async def cancel(self, node: str, by: str) -> Update:
+        """Take the open update back, before the node has switched.
+
+        Raises NotFound `not-found`, Precondition `failed-precondition`.
+        """
+        now = self._now()
+        async with self._database.write() as connection:
+            row = await _existing(connection, node)
+            open_ = await SystemUpdates(connection).open_of(node)
+            if open_ is None:
+                raise NotFound("not-found", f"cannot cancel: no system update of {node} is open")
+            if systems.too_late(open_, self._report(row)[0]):
+                text = f"cannot cancel {open_.id}: the node is past the switch ({open_.phase or 'activate'})"
+                raise Precondition("failed-precondition", text)
+            gone = replace(open_, state=systems.CANCELLED, ended=now)
+            await SystemUpdates(connection).put(gone)
+            await Events(connection).append(node, History.SERVER, [_entry(gone, "cancelled", by, now)], now)
+        self._changed(gone, f"system {gone.version} is wanted no more")
+        return gone
+
+    # ---- cold boots
+
+    async def cold_boot(self, node: str, at: float | None, by: str) -> tuple[float, int]:
+        """Have the node prove at `at` (unix time; None: now) that the firmware starts the system that runs, in the
+        place of one that was ordered before. (When, generation.)
+
+        Raises InputError `invalid-argument`, NotFound `not-found`, Conflict `aborted`, Precondition
+        `failed-precondition`.
+        """
+        now = self._now()
+        when = systems.check_time(at, now)
+        async with self._database.write() as connection:
+            row = await _existing(connection, node)
+            report, told = self._report(row)
+            if row.revoked_at is not None or not systems.has_slots(report):
+                why = "revoked" if row.revoked_at is not None else "no-slots: it has told of no system slots"
+                text = f"cannot order a cold boot of {node}: {why}"
+                raise Precondition("failed-precondition", text)
+            await self._check_idle(connection, row, report, told)
+            generation = await Wishes(connection).next_generation()
+            await Nodes(connection).set(node, cold_boot_at=when, cold_boot_generation=generation)
+            entry = _cold_entry("ordered", generation, by, now)
+            await Events(connection).append(node, History.SERVER, [entry], now)
+        self._tell(node, "a cold boot is wanted")
+        return when, generation
+
+    async def cancel_cold_boot(self, node: str, by: str) -> None:
+        """Raises NotFound `not-found`, Precondition `failed-precondition` when the node has begun with it."""
+        now = self._now()
+        async with self._database.write() as connection:
+            row = await _existing(connection, node)
+            wanted = await SystemUpdates(connection).cold_boot(node)
+            if wanted is None:
+                raise NotFound("not-found", f"cannot cancel: no cold boot of {node} is wanted")
+            under_way = self._report(row)[0].get("update")
+            if under_way and under_way["generation"] == wanted[1]:
+                text = f"cannot cancel the cold boot of {node}: it is under way ({under_way['step']})"
+                raise Precondition("failed-precondition", text)
+            await Nodes(connection).set(node, cold_boot_at=None)
+            entry = _cold_entry("cancelled", wanted[1], by, now)
+            await Events(connection).append(node, History.SERVER, [entry], now)
+        self._tell(node, "a cold boot is wanted no more")
+
+    # ---- what nodes ask and say
+
+    async def wanted(self, node: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The line `os`, and the cold boot, as a node is told them."""
+
+        async def read(connection: Connection) -> tuple[Update | None, tuple[float, int] | None]:
+            updates = SystemUpdates(connection)
+            return await updates.open_of(node), await updates.cold_boot(node)
+
+        update, cold_boot = await self._database.read_at_once(read)
+        if update is None and cold_boot is None:
+            self._waiting.discard(node)
+        line = systems.as_wire(update) if update is not None else None
+        return line, {"at": cold_boot[0], "generation": cold_boot[1]} if cold_boot is not None else None
+
+    def joined(self, node: str) -> None:
+        """A node has connected: if something is wanted of it, it should ask."""
+        if node in self._waiting:
+            self._look(node, "its system is to be updated")
+
+    def report(self, node: str, said: SystemReport) -> None:
+        """Keep what a node said of its slots. Raises InputError `report-too-large`."""
+        body, now = said.kept(), self._now()
+        self._observations.put(SYSTEM, node, json.dumps(body), now, now)
+        if said.update is not None and said.update.generation:
+            self._progress[node] = _progress(node, said.update, self._progress.get(node, {}))
+        at = (said.update.tx, said.update.step, said.update.slot) if said.update is not None else ("", "", "")
+        before, told = self._told.get(node, (("", "", ""), 0.0))
+        if at == before and 0 <= now - told < TELL_EVERY_S:
+            return
+        self._told.pop(node, None)
+        self._told[node] = (at, now)
+        if len(self._told) > MOST_TOLD:
+            del self._told[next(iter(self._told))]
+        self._bus.publish(system_topic(node), {"node": node})
+        if at != before:
+            tx, step, slot = at
+            self._bus.publish(FLEET, {"kind": "system", "node": node, "tx": tx, "step": step, "slot": slot})
+
+    # ---- looking
+
+    async def view(self, node: str) -> SystemView:
+        """Raises NotFound `not-found`."""
+
+        async def read(
+            connection: Connection,
+        ) -> tuple[NodeRow | None, list[Update], tuple[float, int] | None]:
+            updates = SystemUpdates(connection)
+            row = await Nodes(connection).get(node)
+            return row, await updates.latest(node, SHOWN), await updates.cold_boot(node)
+
+        # Before the read: it does not see what is written after it began.
+        unwritten, pending = self._observations.latest(node), self._progress.get(node)
+        row, updates, cold_boot = await self._database.read_at_once(read)
+        if row is None:
+            raise _unknown(node)
+        if pending is not None:
+            updates = [_with(each, pending) for each in updates]
+        report, told = self._report(row, unwritten)
+        under_way = report.get("update")
+        if under_way and any(each.tx == under_way["tx"] and each.ended is not None for each in updates):
+            report = report | {"update": None}  # said before its last event, and heard after it
+        return SystemView(node, report, told, updates, cold_boot)
+
+    def _report(
+        self, row: NodeRow, unwritten: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], float | None]:
+        """What the node last said, and when, with what is not written yet."""
+        seen = [row.columns, unwritten or {}, self._observations.latest(row.id)]
+        told = [each for each in seen if each.get("system_at") is not None]
+        if not told:
+            return {}, None
+        newest = max(told, key=lambda each: float(each["system_at"]))
+        report: dict[str, Any] = json.loads(newest["system"])
+        return report, newest["system_at"]
+
+    # ---- telling and writing
+
+    def _changed(self, update: Update, why: str) -> None:
+        body = {"kind": "system-update", "node": update.node, "id": update.id, "version": update.version}
+        self._bus.publish(FLEET, body | {"mode": update.mode, "state": update.state})
+        self._tell(update.node, why)
+
+    def _tell(self, node: str, why: str) -> None:
+        self._waiting.add(node)
+        self._bus.publish(system_topic(node), {"node": node})
+        self._look(node, why)
+
+    def _look(self, node: str, why: str) -> None:
+        self._bus.publish(AGENTS, {"do": "look", "node": node, "reason": why})
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(WRITE_EVERY_S)
+            try:
+                await self._flush()
+            except SQLAlchemyError as error:
+                log.error("cannot write how far system updates are: %s", error)
+
+    async def _flush(self) -> None:
+        rows = dict(self._progress)
+        if rows:
+            await self._database.write_at_once(lambda c: SystemUpdates(c).progress(list(rows.values())))
+        for node, row in rows.items():
+            if self._progress.get(node) is row:
+                del self._progress[node]
+
+    async def close(self) -> None:
+        try:
+            await self._flush()
+        except SQLAlchemyError as error:
+            log.error("cannot write how far system updates are: %s", error)
+
+
+async def _existing(connection: Connection, node: str) -> NodeRow:
+    row = await Nodes(connection).get(node)
+    if row is None:
+        raise _unknown(node)
+    return row
+
+
+def _unknown(node: str) -> NotFound:
+    return NotFound("not-found", f"cannot find {node[:40]}: there is no such node")
+
+
+def _aborted(node: str, why: str) -> Conflict:
+    return Conflict("aborted", f"cannot begin with the system of {node}: {why}")
+
+
+def _progress(node: str, said: UpdateSaid, before: dict[str, Any]) -> dict[str, Any]:
+    """A row to be written. While an image is read back, its bytes count from 0 again: the most is what is kept."""
+    same = before.get("b_generation") == said.generation
+    counts = {f"b_{name}": max(getattr(said, name), before[f"b_{name}"] if same else 0) for name in COUNTS}
+    slot = said.slot or (before["b_slot"] if same else "")
+    return {"b_node": node, "b_generation": said.generation, "b_slot": slot, **counts}
+
+
+def _with(update: Update, pending: dict[str, Any]) -> Update:
+    """With the bytes that are still to be written."""
+    if pending["b_generation"] != update.generation:
+        return update
+    most = {name: max(pending[f"b_{name}"], getattr(update, name)) for name in COUNTS}
+    return replace(update, slot=pending["b_slot"] or update.slot, **most)
+
+
+def _entry(update: Update, what: str, by: str, now: float) -> dict[str, Any]:
+    how = "without activation" if update.mode == systems.NONE else f"by {update.mode}"
+    source = f", from {update.source}" if update.source else ""
+    source += ", cold boot or not" if update.override else ""
+    text = f"system {update.name} {update.version} {how}{source}: {what} by {by} ({update.id})"
+    code = f"system-{what}"
+    entry = server_entry(
+        f"{code}:{update.generation}", code, now, code, text, systems.LINE, update.version, update.digest
+    )
+    return entry | {"generation": update.generation, "mode": update.mode, "slot": update.slot}
+
+
+def _cold_entry(what: str, generation: int, by: str, now: float) -> dict[str, Any]:
+    code = f"cold-boot-{what}"
+    entry = server_entry(f"{code}:{generation}", code, now, code, f"cold boot {what} by {by}", systems.LINE)
+    return entry | {"generation": generation}

@@ -1,0 +1,657 @@
+"""Updates of a node's operating system: ordered over the API, told to a played node, ended by its events."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server import systems
+from tests.server.systems import at_work, eventually, new_node, order, report, say, slot, tell, view, wanted
+from tests.server.test_history import event, send
+from tests.server.world import Node, World, running
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with running(tmp_path_factory.mktemp("systems"), ping_s=5.0, wrong_tokens=1000) as world:
+        world.publish("1.0.0")
+        systems.publish(world, "1.1.0")
+        systems.publish(world, "1.2.0", min_version="1.1.0")
+        systems.publish(world, "1.1.0", name="other", compatible=("board-9",))
+        yield world
+
+
+@pytest.fixture
+def node(fleet: World) -> Node:
+    return new_node(fleet)
+
+
+def rows(world: World, node: Node) -> tuple[Any, ...]:
+    """All that an order may write of a node."""
+    with sqlite3.connect(world.layout.database, timeout=10) as database:
+        updates = database.execute("SELECT * FROM system_updates WHERE node = ?", (node.id,)).fetchall()
+        events = database.execute("SELECT n FROM events WHERE node = ?", (node.id,)).fetchall()
+        cold = database.execute(
+            "SELECT cold_boot_at, cold_boot_generation FROM nodes WHERE id = ?", (node.id,)
+        ).fetchall()
+        counter = database.execute("SELECT value FROM counters WHERE name = 'generation'").fetchall()
+    return updates, events, cold, counter
+
+
+# ---- an order and its end
+
+
+def test_an_order_is_told_to_the_node_until_it_has_ended(fleet: World, node: Node) -> None:
+    assert "os" not in wanted(node)["lines"]
+    made = order(fleet, node, activation="kexec", override_cold_boot=True)
+    assert made["id"].startswith("os-")
+    assert len(made["id"]) == 15
+    assert (made["state"], made["outcome"], made["mode"], made["phase"]) == ("open", "", "kexec", "")
+    custom = next(
+        each["custom"]
+        for each in fleet.ask("GET", "/releases")["bundles"]
+        if each["target"] == made["target"]
+    )
+    assert wanted(node)["lines"] == {
+        "os": {
+            "version": "1.1.0", "digest": custom["digest"], "target": "os/web-1.1.0.bundle",
+            "generation": made["generation"], "mode": "kexec", "override": True,
+        }
+    }  # fmt: skip
+    g = made["generation"]
+    say(
+        node,
+        "t1",
+        g,
+        "offered",
+        "staged",
+        "verified",
+        "rehearsed",
+        "trial",
+        "confirming",
+        from_version="1.0.0",
+    )
+    assert wanted(node)["lines"]["os"]["generation"] == g
+    (shown,) = view(fleet, node)["updates"]
+    assert (shown["state"], shown["phase"], shown["slot"], shown["tx"]) == ("open", "confirming", "b", "t1")
+    say(node, "t1", g, "confirmed", first=7)
+    assert "os" not in wanted(node)["lines"]
+    (shown,) = view(fleet, node)["updates"]
+    assert (shown["state"], shown["outcome"], shown["ended"] is not None) == ("confirmed", "confirmed", True)
+
+
+def test_a_reverted_update_keeps_its_reason(fleet: World, node: Node) -> None:
+    made = order(fleet, node)
+    why = {"code": "altered-bundle", "text": "cannot trust it"}
+    say(node, "t", made["generation"], "offered", "reverting", reason=why)
+    say(node, "t", made["generation"], "reverted", first=3)
+    (shown,) = view(fleet, node)["updates"]
+    assert (shown["state"], shown["outcome"]) == ("reverted", "unavailable")
+    assert (shown["code"], shown["text"]) == ("altered-bundle", "cannot trust it")
+    again = order(fleet, node)
+    assert again["generation"] > made["generation"]
+    assert [each["id"] for each in view(fleet, node)["updates"]] == [again["id"], made["id"]]
+
+
+def test_the_history_shows_slot_versions_mode_and_why(fleet: World, node: Node) -> None:
+    made = order(fleet, node, activation="kexec")
+    why = {"code": "fell-back", "text": "slot a came up in place of slot b"}
+    say(node, "t", made["generation"], "trial", "reverting", reason=why, from_version="1.0.0", mode="kexec")
+    history = fleet.ask("GET", f"/nodes/{node.id}/history")
+    last = history["entries"][0]
+    assert (last["line"], last["phase"], last["slot"], last["mode"]) == ("os", "reverting", "b", "kexec")
+    assert (last["from_version"], last["version"], last["generation"]) == (
+        "1.0.0",
+        "1.1.0",
+        made["generation"],
+    )
+    assert last["reason_text"] == why["text"]
+    ordered = history["entries"][2]
+    assert (ordered["source"], ordered["phase"], ordered["mode"]) == ("server", "system-ordered", "kexec")
+    assert made["id"] in ordered["reason_text"]
+    assert history["whole"] is True
+    with sqlite3.connect(fleet.layout.database, timeout=10) as database:
+        database.execute("UPDATE events SET slot = 'a' WHERE node = ? AND n = ?", (node.id, last["n"]))
+    assert "was altered" in fleet.ask("GET", f"/nodes/{node.id}/history")["fault"]
+
+
+def test_events_without_a_generation_are_stored_as_ever_and_end_nothing(fleet: World, node: Node) -> None:
+    made = order(fleet, node)
+    answer = send(node, event("old", 1, "confirmed", line="os"), event("old2", 1, "confirmed"))
+    assert answer.json()["stored"] == ["old:1", "old2:1"]
+    assert view(fleet, node)["updates"][0]["state"] == "open"
+    assert fleet.ask("GET", f"/nodes/{node.id}/history")["entries"][0]["generation"] == 0
+    other = new_node(fleet)
+    say(other, "t", made["generation"], "confirmed")  # another node's word counts for nobody
+    say(node, "agents", made["generation"], "confirmed", line="agent", slot="", mode="")
+    assert view(fleet, node)["updates"][0]["state"] == "open"
+
+
+@pytest.mark.parametrize(
+    "change", [{"generation": -1}, {"generation": "1"}, {"generation": 1.5}, {"slot": "x" * 9}, {"mode": 1}]
+)
+def test_a_bad_event_stores_nothing(fleet: World, node: Node, change: dict[str, Any]) -> None:
+    before = rows(fleet, node)
+    assert send(node, event("t", 1, "offered", line="os", **change)).status_code == 400
+    assert rows(fleet, node) == before
+
+
+# ---- what is refused, with nothing written
+
+
+def refused(world: World, node: Node, status: int, code: str, **body: Any) -> str:
+    before = rows(world, node)
+    error = order(world, node, status, **body)["error"]
+    assert error["code"] == code
+    assert rows(world, node) == before
+    assert "os" not in wanted(node)["lines"] or before[0]
+    return str(error["message"])
+
+
+@pytest.mark.parametrize("activation", [..., None, "", "REBOOT", "halt", "reboot ", 1, True, [], {}])
+def test_an_activation_left_out_or_unknown_is_an_invalid_argument(
+    fleet: World, node: Node, activation: Any
+) -> None:
+    assert "expected" in refused(fleet, node, 400, "invalid-argument", activation=activation)
+
+
+@pytest.mark.parametrize(
+    "bundle", [..., None, "", 7, ["web-1.1.0"], "web", "http://h/web-1.1.0.bundle", "x" * 10_000]
+)
+def test_a_malformed_bundle_is_an_invalid_argument(fleet: World, node: Node, bundle: Any) -> None:
+    refused(fleet, node, 400, "invalid-argument", bundle=bundle)
+
+
+def test_what_is_not_there_is_not_found(fleet: World, node: Node) -> None:
+    for bundle in ("web-9.9.9", "os/web-9.9.9.bundle", "https://127.0.0.1/web-9.9.9.bundle"):
+        assert "os/web-9.9.9.bundle" in refused(fleet, node, 404, "not-found", bundle=bundle)
+    nobody = "n-0000000000000000"
+    assert order(fleet, nobody, 404)["error"]["code"] == "not-found"
+    for method, path in (
+        ("GET", "system"), ("GET", "system/events"), ("DELETE", "update-os"), ("DELETE", "cold-boot"),
+    ):  # fmt: skip
+        assert fleet.ask(method, f"/nodes/{nobody}/{path}", 404)["error"]["code"] == "not-found"
+    assert fleet.ask("POST", f"/nodes/{nobody}/cold-boot", 404, json={})["error"]["code"] == "not-found"
+
+
+def test_a_second_one_is_aborted_and_named(fleet: World, node: Node) -> None:
+    first = order(fleet, node)
+    for phases in ((), ("offered",), ("staged", "verified")):
+        if phases:
+            say(node, "t", first["generation"], *phases, first=len(phases) + 1)
+        assert first["id"] in refused(fleet, node, 409, "aborted")
+    assert fleet.ask("POST", f"/nodes/{node.id}/cold-boot", 409, json={})["error"]["code"] == "aborted"
+
+
+def test_what_the_node_does_by_itself_aborts_too(fleet: World, node: Node) -> None:
+    """A transaction that was ordered over the node's own API has no generation of ours."""
+    tell(node, update=at_work("pushed", 0))
+    assert "pushed" in refused(fleet, node, 409, "aborted")
+    say(node, "pushed", 0, "offered", "staged", "trial")
+    tell(node)  # the report says no more of it, and its events have not ended
+    assert "pushed" in refused(fleet, node, 409, "aborted")
+    assert fleet.ask("POST", f"/nodes/{node.id}/cold-boot", 409, json={})["error"]["code"] == "aborted"
+    say(node, "pushed", 0, "confirmed", first=4)
+    order(fleet, node)
+
+
+def test_a_report_from_before_the_end_aborts_nothing(fleet: World, node: Node) -> None:
+    tell(node, update=at_work("pushed", 0, "confirm"))
+    say(node, "pushed", 0, "confirming", "confirmed")
+    order(fleet, node)
+
+
+def test_what_cannot_fit_is_a_failed_precondition(fleet: World, node: Node) -> None:
+    assert "wrong-hardware" in refused(fleet, node, 412, "failed-precondition", bundle="other-1.1.0")
+    assert "too-old-system" in refused(fleet, node, 412, "failed-precondition", bundle="web-1.2.0")
+    tell(node, arch="aarch64")
+    assert "wrong-hardware" in refused(fleet, node, 412, "failed-precondition")
+    silent = fleet.new_node()
+    assert "no-slots" in refused(fleet, silent, 412, "failed-precondition")
+    tell(silent, slots={}, running="", backend="")
+    assert "no-slots" in refused(fleet, silent, 412, "failed-precondition")
+    answer = fleet.ask("POST", f"/nodes/{silent.id}/cold-boot", 412, json={})
+    assert answer["error"]["code"] == "failed-precondition"
+
+
+def test_a_version_is_believed_only_when_it_is_newer_than_the_last_update(fleet: World, node: Node) -> None:
+    made = order(fleet, node)
+    say(node, "t", made["generation"], "trial", "confirmed")
+    order(fleet, node, bundle="web-1.2.0")  # the report still says 1.0.0: the node will know
+    other = new_node(fleet, slots={"a": slot("1.1.0"), "b": slot()})
+    order(fleet, other, bundle="web-1.2.0")
+
+
+def test_a_revoked_node_is_a_failed_precondition(fleet: World, node: Node) -> None:
+    with fleet.api() as api:
+        api.post(f"/nodes/{node.id}/revoke", json={}).raise_for_status()
+    answer = order(fleet, node, 412)
+    assert "revoked" in answer["error"]["message"]
+
+
+def test_a_bundle_whose_file_is_gone_or_forged_is_unavailable(fleet: World, tmp_path: Path) -> None:
+    node = new_node(fleet)
+    gone = systems.publish(fleet, "3.0.0")
+    folder = fleet.layout.trust / "targets" / "os"
+    (folder / f"{gone.sha256}.web-3.0.0.bundle").unlink()
+    assert "blob-missing" in refused(fleet, node, 503, "unavailable", bundle="web-3.0.0")
+    path, built = systems.make_bundle(tmp_path, "web", "3.1.0")
+    # Put back for those who publish after us.
+    (folder / f"{gone.sha256}.web-3.0.0.bundle").write_bytes(gone.archive)
+    systems.publish_file(fleet, path, built.custom | {"digest": "f" * 96})
+    assert "altered-bundle" in refused(fleet, node, 503, "unavailable", bundle="web-3.1.0")
+    rubbish = tmp_path / "rubbish"
+    rubbish.write_bytes(b"no bundle at all")
+    systems.publish_file(fleet, rubbish, built.custom | {"version": "3.2.0"})
+    assert "bad-bundle" in refused(fleet, node, 503, "unavailable", bundle="web-3.2.0")
+
+
+def test_viewers_look_and_do_nothing(fleet: World, node: Node) -> None:
+    order(fleet, node)
+    with fleet.api() as api:
+        token = api.post("/api-tokens", json={"role": "viewer"}).json()["token"]
+    before = rows(fleet, node)
+    base = f"/nodes/{node.id}"
+    with fleet.api(token) as api:
+        calls = [
+            api.post(f"{base}/update-os", json={"bundle": "web-1.1.0", "activation": "none"}),
+            api.delete(f"{base}/update-os"),
+            api.post(f"{base}/cold-boot", json={}),
+            api.delete(f"{base}/cold-boot"),
+        ]
+        assert [each.status_code for each in calls] == [403] * 4
+        assert {each.json()["error"]["code"] for each in calls} == {"role-too-low"}
+        assert api.get(f"{base}/system").status_code == 200
+    assert rows(fleet, node) == before
+    with fleet.api("nonsense") as api:
+        assert api.get(f"{base}/system").status_code == 401
+
+
+def test_of_calls_at_the_same_time_exactly_one_gets_through(fleet: World) -> None:
+    """Eight connections, all ready before any of them asks."""
+    for _ in range(5):
+        node = new_node(fleet)
+        clients = [fleet.api() for _ in range(8)]
+        for client in clients:
+            client.get("/health").raise_for_status()
+
+        def call(client: httpx.Client, node: Node = node) -> tuple[int, str]:
+            body = {"bundle": "web-1.1.0", "activation": "reboot"}
+            answer = client.post(f"/nodes/{node.id}/update-os", json=body)
+            return answer.status_code, answer.json().get("error", {}).get("code", "")
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            said = sorted(pool.map(call, clients))
+        for client in clients:
+            client.close()
+        assert said == [(202, "")] + [(409, "aborted")] * 7
+        assert len(rows(fleet, node)[0]) == 1
+
+
+def test_the_database_itself_allows_one_at_a_time(fleet: World, node: Node) -> None:
+    order(fleet, node)
+    with sqlite3.connect(fleet.layout.database, timeout=10) as database:
+        names = ", ".join(
+            name for _, name, *_ in database.execute("PRAGMA table_info(system_updates)")
+            if name not in ("id", "generation")
+        )  # fmt: skip
+        again = f"INSERT INTO system_updates (id, generation, {names}) SELECT 'os-2', 999999, {names}"
+        again += " FROM system_updates WHERE node = ?"
+        with pytest.raises(sqlite3.IntegrityError):
+            database.execute(again, (node.id,))
+
+
+# ---- taking it back
+
+
+def test_an_open_one_is_cancelled_until_the_switch(fleet: World, node: Node) -> None:
+    assert fleet.ask("DELETE", f"/nodes/{node.id}/update-os", 404)["error"]["code"] == "not-found"
+    order(fleet, node)
+    gone = fleet.ask("DELETE", f"/nodes/{node.id}/update-os")
+    assert (gone["state"], gone["outcome"]) == ("cancelled", "cancelled")
+    assert "os" not in wanted(node)["lines"]
+    made = order(fleet, node)
+    tell(node, update=at_work("t", made["generation"], "activate"))
+    assert fleet.ask("DELETE", f"/nodes/{node.id}/update-os", 412)["error"]["code"] == "failed-precondition"
+    tell(node, update=at_work("t", made["generation"], "verify"))
+    say(node, "t", made["generation"], "offered", "staged", "trial")
+    assert fleet.ask("DELETE", f"/nodes/{node.id}/update-os", 412)["error"]["code"] == "failed-precondition"
+    entries = [each["phase"] for each in fleet.history(node.id) if each["source"] == "server"]
+    assert entries[:3] == ["system-ordered", "system-cancelled", "system-ordered"]
+
+
+def test_what_a_node_had_begun_before_it_was_cancelled(fleet: World, node: Node) -> None:
+    made = order(fleet, node)
+    say(node, "t", made["generation"], "offered", "staged")
+    fleet.ask("DELETE", f"/nodes/{node.id}/update-os")
+    assert "t (staged)" in refused(fleet, node, 409, "aborted")  # it still works on it
+    say(node, "t", made["generation"], "reverting", "reverted", first=3, reason={"code": "x", "text": ""})
+    (shown,) = view(fleet, node)["updates"]
+    assert (shown["state"], shown["phase"]) == ("cancelled", "reverted")
+    order(fleet, node)
+
+
+# ---- cold boots
+
+
+def test_a_cold_boot_is_wanted_until_it_is_done(fleet: World, node: Node) -> None:
+    assert "cold_boot" not in wanted(node)
+    now = time.time()
+    first = fleet.ask("POST", f"/nodes/{node.id}/cold-boot", 202, json={})
+    assert now - 1 <= first["at"] <= time.time() + 1
+    made = fleet.ask("POST", f"/nodes/{node.id}/cold-boot", 202, json={"at": now + 7200})
+    assert made == {"at": now + 7200, "generation": made["generation"]}
+    assert made["generation"] > first["generation"]
+    assert wanted(node)["cold_boot"] == view(fleet, node)["cold_boot"] == made
+    say(node, "early", first["generation"], "confirmed", mode="reboot")  # of the one whose place was taken
+    assert wanted(node)["cold_boot"] == made
+    say(node, "c", made["generation"], "offered", "trial")
+    assert wanted(node)["cold_boot"] == made
+    say(node, "c", made["generation"], "confirmed", first=3)
+    assert "cold_boot" not in wanted(node)
+    assert view(fleet, node)["updates"] == []
+
+
+def test_a_cold_boot_is_cancelled_unless_it_is_under_way(fleet: World, node: Node) -> None:
+    path = f"/nodes/{node.id}/cold-boot"
+    assert fleet.ask("DELETE", path, 404)["error"]["code"] == "not-found"
+    fleet.ask("POST", path, 202, json={"at": None})
+    assert fleet.ask("DELETE", path) == {"deleted": True}
+    assert "cold_boot" not in wanted(node)
+    made = fleet.ask("POST", path, 202, json={})
+    tell(node, update=at_work("c", made["generation"], "watch"))
+    assert fleet.ask("DELETE", path, 412)["error"]["code"] == "failed-precondition"
+    assert "at work on c" in refused(fleet, node, 409, "aborted")
+    assert fleet.ask("POST", path, 409, json={})["error"]["code"] == "aborted"
+
+
+@pytest.mark.parametrize("at", [0, -1, 1e12, 1e300, 5e9])
+def test_a_cold_boot_at_no_time_is_an_invalid_argument(fleet: World, node: Node, at: float) -> None:
+    before = rows(fleet, node)
+    answer = fleet.ask("POST", f"/nodes/{node.id}/cold-boot", 400, json={"at": at})
+    assert answer["error"]["code"] == "invalid-argument"
+    assert rows(fleet, node) == before
+
+
+# ---- what a node reports
+
+
+def test_a_report_is_shown(fleet: World) -> None:
+    node = fleet.new_node()
+    nothing = view(fleet, node)
+    assert (nothing["told"], nothing["running"], nothing["slots"], nothing["update"]) == (None, "", {}, None)
+    boot = {"order": ["b", "a"], "once": "a", "tries": {"a": 2}, "drift": ["an entry of ours was gone"]}
+    tell(node, running="b", backend="counting", boot=boot)
+    shown = view(fleet, node)
+    assert shown["told"] > time.time() - 60
+    assert (shown["running"], shown["backend"], shown["boot"]) == ("b", "counting", boot)
+    assert shown["slots"] == report()["slots"]
+    assert (shown["hardware"], shown["arch"]) == (["board-7", "virtual"], "x86_64")
+
+
+def test_bytes_are_shown_and_kept(fleet: World, node: Node) -> None:
+    made = order(fleet, node)
+    tell(node, update=at_work("t", made["generation"]))
+    shown = view(fleet, node)
+    (row,) = shown["updates"]
+    assert (row["done"], row["total"], row["fetched"], row["reused"], row["slot"]) == (
+        100_000, 300_000, 60_000, 40_000, "b",
+    )  # fmt: skip
+    assert shown["update"]["step"] == "stage"
+    tell(node, update=at_work("t", made["generation"], "verify", done=10, fetched=0, reused=0))
+    time.sleep(1.5)
+    say(node, "t", made["generation"], "trial", "confirmed")
+    shown = view(fleet, node)
+    assert shown["update"] is None  # its report is older than its end
+    (row,) = shown["updates"]
+    assert (row["total"], row["fetched"], row["reused"]) == (300_000, 60_000, 40_000)
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(json.dumps(report(update=at_work("t", 1))))
+    at = body
+    *parents, last = path.split(".")
+    for part in parents:
+        at = at[part]
+    if value is ...:
+        del at[last]
+    else:
+        at[last] = value
+    return body
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("v", 2), ("v", ...), ("running", ...), ("running", "c"), ("running", None), ("slots", ...), ("slots", []),
+        ("slots.c", slot()), ("slots.a", []), ("slots.a.state", 5), ("slots.a.state", "No State"),
+        ("slots.a.version", "x" * 65), ("slots.a.digest", "x"), ("slots.a.digest", "a" * 97),
+        ("slots.a.size", -1), ("slots.a.size", 1 << 60), ("slots.a.size", 1.5), ("slots.a.done", "1"),
+        ("slots.a.since", -1), ("slots.a.since", 1e300), ("slots.a.why", "x" * 16_385),
+        ("slots.a.booted_by", "magic"), ("slots.a.cold_boot_seen", 1), ("hardware", ["x"] * 17),
+        ("hardware", ["x" * 129]), ("hardware", "board-7"), ("arch", "x" * 65), ("backend", "grub"),
+        ("boot.order", ["c"]), ("boot.order", ["a"] * 9), ("boot.once", "c"), ("boot.tries", {"c": 1}),
+        ("boot.tries", {"a": -1}), ("boot.drift", ["x"] * 17), ("boot.drift", ["x" * 501]), ("boot", None),
+        ("update.tx", ""), ("update.tx", "a b"), ("update.tx", ...), ("update.generation", -1),
+        ("update.generation", True), ("update.step", "No Step"), ("update.slot", "c"), ("update.done", -1),
+        ("update.total", 1 << 60), ("update.fetched", "1"), ("update", []), ("update", "t"),
+    ],
+)  # fmt: skip
+def test_a_hostile_report_stores_nothing(fleet: World, node: Node, path: str, value: Any) -> None:
+    before = view(fleet, node)
+    answer = tell(node, _with(path, value))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad-body"), path
+    assert view(fleet, node) == before
+
+
+def test_reports_are_bounded_as_a_whole(fleet: World, node: Node) -> None:
+    before = view(fleet, node)
+    with node.http() as http:
+        raw = [b"", b"{", b"[]", b"\xff", b'{"v":1,"running":"\\ud800"}', b"[" * 100_000]
+        for body in raw:
+            answer = http.post("/v1/node/system", content=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) in (
+                (400, "bad-body"),
+                (413, "body-too-large"),
+            )
+        answer = http.post("/v1/node/system", json=report(padding="x" * 70_000))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body-too-large")
+        # Each part within its bound, and too much together.
+        long = [chr(0x1F600) * 500] * 16
+        answer = http.post("/v1/node/system", json=report(boot={"drift": long}))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "report-too-large")
+        with httpx.Client(base_url=node.base, verify=False, trust_env=False) as stranger:
+            assert stranger.post("/v1/node/system", json=report()).status_code == 401
+    assert view(fleet, node) == before
+    assert (
+        tell(node, padding="x" * 100, slots={"a": slot(new_field=1), "b": slot(why="x" * 16_000)}).status_code
+        == 200
+    )
+    assert (
+        len(view(fleet, node)["slots"]["b"]["why"]) == 2000
+    )  # what is not known is passed over, a text is cut
+
+
+# ---- those who watch
+
+
+async def test_those_who_watch_see_it_go(fleet: World) -> None:
+    node = await asyncio.to_thread(new_node, fleet)
+    seen: list[dict[str, Any]] = []
+    changes: list[str] = []
+
+    def watch() -> None:
+        path = f"/nodes/{node.id}/system/events"
+        with fleet.api() as api, api.stream("GET", path, params={"for_s": 20}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data: "):
+                    seen.append(json.loads(line.removeprefix("data: ")))
+                    if seen[-1]["updates"] and seen[-1]["updates"][0]["state"] == "confirmed":
+                        return
+
+    def stream() -> None:
+        with fleet.api() as api, api.stream("GET", "/stream", params={"for_s": 20}) as lines:
+            for line in lines.iter_lines():
+                if node.id in line:
+                    changes.append(line)
+                if '"state": "open"' in line and node.id in line:
+                    return
+
+    watching = [asyncio.create_task(asyncio.to_thread(each)) for each in (watch, stream)]
+    await eventually(lambda: bool(seen))
+    await asyncio.sleep(0.3)
+    made = await asyncio.to_thread(order, fleet, node)
+    await asyncio.to_thread(tell, node, update=at_work("t", made["generation"]))
+    await eventually(lambda: any(each["update"] for each in seen))
+    await asyncio.to_thread(say, node, "t", made["generation"], "offered", "trial", "confirmed")
+    await asyncio.gather(*watching)
+    states = [each["updates"][0]["phase"] if each["updates"] else "none" for each in seen]
+    assert [state for n, state in enumerate(states) if state not in states[:n]] == ["none", "", "confirmed"]
+    assert all(each["kind"] == "system" for each in seen)
+    assert any('"kind": "system-update"' in line for line in changes)
+
+
+async def test_the_node_is_told_to_look_at_once_and_when_it_connects(fleet: World) -> None:
+    node = await asyncio.to_thread(new_node, fleet)
+    async with node.connected() as channel:
+        await asyncio.to_thread(order, fleet, node)
+        assert "1.1.0" in (await channel.read_type("look", 5.0))["reason"]
+    async with node.connected() as channel:
+        assert "system" in (await channel.read_type("look", 5.0))["reason"]
+    await asyncio.to_thread(fleet.ask, "DELETE", f"/nodes/{node.id}/update-os")
+    await asyncio.to_thread(wanted, node)
+    async with node.connected() as channel:
+        with pytest.raises(TimeoutError):
+            await channel.read(0.5)
+
+
+# ---- the verdict
+
+
+async def ask(node: Node, wait_s: float = 0, status: int = 200, **query: str) -> Any:
+    asked = {"line": "os", "phase": "trial", "tx": "t", "digest": "0" * 96, "boot_id": "now"}
+    asked |= {"wait_s": f"{wait_s:g}", **query}
+
+    def get() -> httpx.Response:
+        with node.http() as http:
+            return http.get("/v1/node/verdict", params=asked)
+
+    answer = await asyncio.to_thread(get)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+async def test_the_verdict_on_a_system_is_about_the_boot_that_runs(fleet: World) -> None:
+    node = await asyncio.to_thread(new_node, fleet)
+    assert (await ask(node))["reason"]["code"] == "not-connected"
+    async with node.channel() as channel:
+        await channel.hello(boot_id="before")
+        await channel.read_type("welcome")
+        await channel.send("health", ok=True)
+        assert (await ask(node, boot_id="before"))["verdict"] == "pass"
+        assert (await ask(node))["reason"]["code"] == "other-boot"
+        waiting = asyncio.create_task(ask(node, 15))
+        await asyncio.sleep(0.2)
+    async with node.channel() as channel:
+        await channel.hello(boot_id="now")
+        await channel.read_type("welcome")
+        assert (await ask(node))["reason"][
+            "code"
+        ] == "no-health-yet"  # the one from before counts for nothing
+        await channel.send("health", ok=False)
+        await channel.send("ping", n=1)
+        await channel.read_type("pong")
+        assert (await ask(node))["reason"]["code"] == "not-well"
+        at = time.monotonic()
+        await channel.send("health", ok=True)
+        assert (await waiting)["verdict"] == "pass"
+        assert time.monotonic() - at < 5.0
+    await asyncio.sleep(0.2)
+    assert (await ask(node))["reason"]["code"] == "not-connected"
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ({"boot_id": ""}, "bad-boot-id"), ({"boot_id": "x" * 65}, "bad-boot-id"), ({"boot_id": "a\nb"}, "bad-boot-id"),
+        ({"phase": "rehearsal"}, "bad-phase"), ({"digest": "x"}, "bad-digest"), ({"tx": ""}, "bad-tx"),
+    ],
+)  # fmt: skip
+async def test_a_bad_question_is_named(fleet: World, query: dict[str, str], code: str) -> None:
+    node = await asyncio.to_thread(fleet.new_node)
+    assert (await ask(node, 0, 400, **query))["error"]["code"] == code
+
+
+# ---- the server, killed and started again
+
+
+def test_what_was_ordered_and_reported_outlives_the_server(tmp_path: Path) -> None:
+    with running(tmp_path, artifacts_port=0, wrong_tokens=1000) as world:
+        systems.publish(world, "1.1.0")
+        node, other = new_node(world), new_node(world)
+        made = order(world, node, activation="none")
+        cold = world.ask("POST", f"/nodes/{other.id}/cold-boot", 202, json={"at": time.time() + 900})
+        tell(node, update=at_work("t", made["generation"]))
+        say(node, "t", made["generation"], "offered")
+        assert world.stop() == 0
+        world.start()
+        assert wanted(node)["lines"]["os"]["generation"] == made["generation"]
+        assert wanted(other)["cold_boot"] == cold
+        shown = view(world, node)
+        assert (shown["update"]["tx"], shown["updates"][0]["phase"]) == ("t", "offered")
+        assert shown["updates"][0]["fetched"] == 60_000
+        world.kill()
+        world.start()
+        assert made["id"] in order(world, node, 409)["error"]["message"]
+        say(node, "t", made["generation"], "staged", "confirmed", first=2)
+        assert view(world, node)["updates"][0]["outcome"] == "installed, not active"
+        assert "Traceback" not in (world.folder / "server.log").read_text()
+
+
+# ---- the bundle's bytes
+
+
+@pytest.mark.parametrize("port", ["gateway", "artifacts"])
+def test_a_bundle_is_fetched_in_ranges(tmp_path: Path, port: str) -> None:
+    settings = {"artifacts_port": 0} if port == "artifacts" else {}
+    with running(tmp_path, **settings) as world:
+        release = systems.publish(world, "1.1.0", size=3_000_000)
+        data, etag = release.archive, f'"{release.sha256}"'
+        url = f"/v1/targets/os/{release.sha256}.web-1.1.0.bundle"
+        node = world.new_node()
+        base = f"https://127.0.0.1:{world.ports[f'{port}_port']}"
+        with httpx.Client(base_url=base, verify=node.context(), trust_env=False, timeout=30) as http:
+            for start, end in ((0, 14), (14, 5000), (1_000_000, 1_131_073), (len(data) - 1, len(data))):
+                part = http.get(url, headers={"Range": f"bytes={start}-{end - 1}", "If-Range": etag})
+                assert part.status_code == 206
+                assert part.headers["Content-Range"] == f"bytes {start}-{end - 1}/{len(data)}"
+                assert part.content == data[start:end]
+            rest = http.get(url, headers={"Range": "bytes=2000000-"})
+            assert (rest.status_code, rest.content) == (206, data[2_000_000:])
+            assert http.get(url).content == data
+            assert http.get(url, headers={"Range": f"bytes={len(data)}-"}).status_code == 416
+        if port == "artifacts":
+            with node.http() as http:
+                assert http.get(url).status_code == 421
+
+
+def test_the_listing_says_what_was_signed(fleet: World) -> None:
+    found = fleet.ask("GET", "/releases")["bundles"]
+    names = [(each["custom"]["name"], each["version"]) for each in found if each["version"] < "3"]
+    assert names == [("other", "1.1.0"), ("web", "1.2.0"), ("web", "1.1.0")]
+    signed = json.loads(fleet.operator.targets)["signed"]["targets"]
+    for each in found:
+        assert each["custom"] == signed[each["target"]]["custom"]
+        assert each["digest"] == each["custom"]["digest"]
+    assert not any(each["target"].startswith("os/") for each in fleet.ask("GET", "/releases")["releases"])
+    assert os.path.basename(found[-1]["target"]) == "web-1.1.0.bundle"
