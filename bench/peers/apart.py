@@ -55,7 +55,7 @@ class Apart:
         self._folder = tempfile.TemporaryDirectory(prefix="instar-peer-", ignore_cleanup_errors=True)
         self.folder = Path(self._folder.name)
 
-    def begin(self, command: list[str]) -> None:
+    def begin(self, command: list[str], environment: dict[str, str] | None = None) -> None:
         """Start `command`, which becomes process 1."""
         apart = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         if os.geteuid() != 0:
@@ -63,8 +63,9 @@ class Apart:
         try:
             with (self.folder / "log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    [*apart, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
-                )
+                    [*apart, *command],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment,
+                )  # fmt: skip
         except OSError as error:
             self._folder.cleanup()
             raise PeerUnavailable("peer-start", f"cannot run {self._name}: {error}") from error

@@ -314,5 +314,4 @@ def test_two_hundred_in_a_row(mode: str, alternating: bool, other: Path) -> None
     assert all(line["reported"] == line["to"]["digest"] for line in told.all("done"))
     summary = told.one("summary")
     assert summary["cycles"] == SOAK
-    print(mode, alternating, summary)
-    assert summary["seconds"]["median"] < 2.0
+    print(mode, alternating, summary)  # how long a cycle takes is measured by `make bench`

@@ -61,6 +61,7 @@ rate_bytes_s = {rate}
 
 [updater]
 poll_s = 1.0
+api = "{api}"
 retry_floor_s = 0.1
 retry_cap_s = 0.5
 """
@@ -199,7 +200,7 @@ class SystemHost:
     """One node of the hall's server. Its agent is started by its launcher, its updater by us."""
 
     def __init__(
-        self, hall: Hall, folder: Path, rate: int = 0, answer_s: float = 0.3, more: str = "", disk: str = ""
+        self, hall: Hall, folder: Path, rate: int = 0, answer_s: float = 0.3, more: str = "", api: str = ""
     ) -> None:
         self.hall, self.folder, self.node = hall, folder, Node(folder / "n")
         self.layout: Layout = self.node.layout
@@ -209,7 +210,7 @@ class SystemHost:
         hall.server.hand_out(hall.program, hall.server.token(1), program)
         where = folder / "m"
         text = SETTINGS.format(
-            disk=disk or where / "disk.img", esp=where / "esp", answer_s=answer_s, rate=rate, more=more
+            disk=where / "disk.img", esp=where / "esp", answer_s=answer_s, rate=rate, more=more, api=api
         )
         self.node.install(program, text, start=False)
         self.machine = Machine(where, self.layout.state, hall.images["1.0.0"])

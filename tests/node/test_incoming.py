@@ -1,4 +1,4 @@
-"""Parcels on a node's disk: what is unpacked, what is refused, what a cut leaves."""
+"""Parcels that come in blocks: what both sides agree on, what a cut leaves, what ends one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,222 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instar.core.errors import InputError, InstarError, MachineError, TrustError
-from instar.host.blocks import SYNC_EVERY, Receiving, Terms, agree, decode_block
-from instar.host.clock import Clock
+from instar.host.blocks import SYNC_EVERY, Terms, agree, decode_block
 from instar.host.files import Disk
 from instar.host.incoming import Incoming
-from instar.host.parcel import Limits, unpack_parcel
+from instar.host.parcel import Limits
 from instar.wire.messages import UpdateOffer
-from tests.node import parcels
-from tests.node.parcels import DIGEST, METADATA, blocks, offer, pack, parcel, record
+from tests.node.parcels import DIGEST, blocks, offer, parcel
+from tests.node.receiving import ARCHIVE, SHA384, WHOLE, Booted, incoming, names, receive
 
-ARCHIVE = os.urandom(50_000)
-WHOLE = parcel(ARCHIVE)
-SHA384 = hashlib.sha384(WHOLE).hexdigest()
-
-
-class Booted(Clock):
-    """A clock of some boot."""
-
-    def __init__(self, boot_id: str = "boot-1") -> None:
-        self._boot_id = boot_id
-
-    def boot_id(self) -> str:
-        return self._boot_id
-
-
-@pytest.fixture
-def incoming(tmp_path: Path) -> Incoming:
-    return Incoming(tmp_path / "incoming", clock=Booted())
-
-
-def names(incoming: Incoming) -> list[str]:
-    return sorted(os.listdir(incoming.folder)) if incoming.folder.exists() else []
-
-
-def receive(receiving: Receiving, data: bytes, count: int = 1 << 30) -> None:
-    each = blocks(data, receiving.block_size)
-    for number in range(receiving.blocks, min(len(each), receiving.blocks + count)):
-        receiving.block(number, each[number])
-
-
-# --- unpacking
-
-
-def test_what_is_unpacked(tmp_path: Path) -> None:
-    found = unpack_parcel(io.BytesIO(WHOLE), tmp_path / "p")
-    assert found.archive.read_bytes() == ARCHIVE
-    assert {f"metadata/{p.name}": p.read_bytes() for p in found.metadata.iterdir()} == METADATA
-    assert (found.kind, found.version, found.digest, found.length) == ("node", "1.1.0", DIGEST, len(ARCHIVE))
-    assert sorted(p.name for p in found.folder.iterdir()) == ["archive", "metadata", "parcel.json"]
-
-
-def link(kind: bytes) -> parcels.Change:
-    def change(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.type, info.linkname = kind, "archive"
-        return info
-
-    return change
-
-
-def named(name: str) -> bytes:
-    first = ("parcel.json", json.dumps(record(ARCHIVE)).encode())
-    return pack([first, *METADATA.items(), (name, b"x"), ("archive", ARCHIVE)])
-
-
-def order(*wanted: str) -> bytes:
-    every = {"parcel.json": json.dumps(record(ARCHIVE)).encode(), **METADATA, "archive": ARCHIVE}
-    return pack([(name, every[name]) for name in wanted])
-
-
-def of_kind(kind: bytes, name: str = "metadata/timestamp.json") -> bytes:
-    files = [("parcel.json", json.dumps(record(ARCHIVE)).encode()), *METADATA.items(), ("archive", ARCHIVE)]
-    return pack(files, {name: link(kind)})
-
-
-EVIL: dict[str, bytes] = {
-    "nothing": b"",
-    "no tar": os.urandom(4096),
-    "an empty tar": bytes(10_240),
-    "gzip": b"\x1f\x8b" + bytes(1000),
-    "leads out": named("metadata/../../x.root.json"),
-    "absolute": named("/etc/passwd"),
-    "another name": named("metadata/1.mirrors.json"),
-    "version 0": named("metadata/0.root.json"),
-    "a folder between": named("metadata/a/1.root.json"),
-    "twice the same": pack([("parcel.json", json.dumps(record(ARCHIVE)).encode()), *METADATA.items(), ("metadata/1.root.json", b"x"), ("archive", ARCHIVE)]),
-    "two snapshots": named("metadata/6.snapshot.json"),
-    "archive first": order("archive", "parcel.json"),
-    "record not first": order("metadata/1.root.json", "parcel.json", "archive"),
-    "no metadata": order("parcel.json", "archive"),
-    "no timestamp": order("parcel.json", "metadata/1.root.json", "metadata/5.snapshot.json", "metadata/4.targets.json", "archive"),
-    "no archive": order("parcel.json", *METADATA),
-    "metadata after it": order("parcel.json", *list(METADATA)[:4], "archive", "metadata/4.targets.json"),
-    "symbolic link": of_kind(tarfile.SYMTYPE),
-    "hard link": of_kind(tarfile.LNKTYPE, "archive"),
-    "device": of_kind(tarfile.CHRTYPE),
-    "pipe": of_kind(tarfile.FIFOTYPE),
-    "folder": of_kind(tarfile.DIRTYPE),
-    "pax": pack([("parcel.json", b"{}"), ("metadata/" + "ü" * 80, b"x")], form=tarfile.PAX_FORMAT),
-    "gnu long name": pack([("parcel.json", b"{}"), ("m" * 200, b"x")], form=tarfile.GNU_FORMAT),
-    "cut in the archive": WHOLE[:20_000],
-    "cut in a header": WHOLE[:700],
-    "cut before its end": WHOLE[: -(10_240 - 512)],
-    "more behind it": WHOLE + b"x",
-    "endless zeros": WHOLE + bytes(1 << 20),
-    "another archive": parcel(ARCHIVE, sha256="0" * 64),
-    "a longer archive": parcel(ARCHIVE, length=len(ARCHIVE) - 1),
-    "a shorter archive": parcel(ARCHIVE, length=len(ARCHIVE) + 1),
-    "no length": parcel(ARCHIVE, length=None),
-    "true as length": parcel(ARCHIVE, length=True),
-    "too long": parcel(ARCHIVE, length=1 << 40),
-    "another format": parcel(ARCHIVE, format=2),
-    "another kind": parcel(ARCHIVE, kind="module", target="module/a-1.0.0.tar.gz"),
-    "target of another kind": parcel(ARCHIVE, target="recovery/core-1.1.0.pyz"),
-    "target leads out": parcel(ARCHIVE, target="node/../x"),
-    "bad version": parcel(ARCHIVE, version="../.."),
-    "bad digest": parcel(ARCHIVE, digest="ab"),
-    "metadata too large": parcel(ARCHIVE, {**METADATA, "metadata/timestamp.json": bytes((4 << 20) + 1)}),
-    "metadata empty": parcel(ARCHIVE, {**METADATA, "metadata/timestamp.json": b""}),
-    "too many files": parcel(ARCHIVE, {**METADATA, **{f"metadata/{n}.root.json": b"x" for n in range(3, 210)}}),
-    "a large record": pack([("parcel.json", b" " * 20_000), ("archive", b"x")]),
-    "a list as record": pack([("parcel.json", b"[]"), ("archive", b"x")]),
-    "deep record": pack([("parcel.json", b"[" * 15_000), ("archive", b"x")]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", EVIL)
-def test_what_is_refused(incoming: Incoming, what: str) -> None:
-    data = EVIL[what]
-    with pytest.raises(TrustError) as caught:
-        incoming.store(io.BytesIO(data), hashlib.sha384(data).hexdigest())
-    assert caught.value.code in ("bad-parcel", "cut-parcel"), caught.value.text
-    assert caught.value.text.startswith("cannot unpack the parcel: ")
-    assert caught.value.text.isprintable()
-    assert names(incoming) == []
-    assert incoming.complete() == []
-
-
-@given(at=st.integers(0, len(WHOLE) - 1), value=st.integers(0, 255))
-def test_no_byte_can_be_changed(tmp_path_factory: pytest.TempPathFactory, at: int, value: int) -> None:
-    """Whoever unpacks knows the SHA-384 of the whole. Without it, nothing worse than a refusal comes."""
-    data = bytearray(WHOLE)
-    if data[at] == value:
-        return
-    data[at] = value
-    incoming = Incoming(tmp_path_factory.mktemp("x"))
-    with pytest.raises(TrustError):
-        incoming.store(io.BytesIO(data), SHA384)
-    assert names(incoming) == []
-
-
-@given(data=st.binary(max_size=3000))
-def test_any_bytes_are_refused_in_words(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    with pytest.raises(TrustError):
-        unpack_parcel(io.BytesIO(data), tmp_path_factory.mktemp("x") / "p")
-
-
-def test_metadata_are_bounded_together(tmp_path: Path) -> None:
-    few = Limits(metadata=100, all_metadata=60)
-    with pytest.raises(TrustError, match="expected 1 to"):
-        unpack_parcel(io.BytesIO(WHOLE), tmp_path / "p", few)
-    assert not (tmp_path / "p").exists()
-
-
-STREAMING = """
-import hashlib, io, json, resource, sys, tarfile
-from pathlib import Path
-from instar.host.incoming import Incoming
-size = int(sys.argv[2])
-
-class Source:
-    '''A parcel with an archive of zeros, made as it is read.'''
-    def __init__(self):
-        digest = hashlib.sha256()
-        for _ in range(size >> 20): digest.update(bytes(1 << 20))
-        said = {"format": 1, "kind": "node", "version": "1.1.0", "digest": "ab" * 48,
-                "target": "node/x.tar.gz", "length": size, "sha256": digest.hexdigest()}
-        def member(name, data):
-            info = tarfile.TarInfo(name); info.size = len(data) if data is not None else size
-            head = info.tobuf(tarfile.USTAR_FORMAT)
-            return head if data is None else head + data + bytes(-len(data) % 512)
-        head = member("parcel.json", json.dumps(said).encode())
-        for name in ("1.root", "timestamp", "1.snapshot", "1.targets"):
-            head += member(f"metadata/{name}.json", b"{}")
-        self.head, self.left, self.tail = io.BytesIO(head + member("archive", None)), size, io.BytesIO(bytes(1024))
-    def read(self, most):
-        if data := self.head.read(most): return data
-        if self.left:
-            count = min(most, self.left); self.left -= count
-            return bytes(count)
-        return self.tail.read(most)
-
-def whole():
-    digest, source = hashlib.sha384(), Source()
-    while chunk := source.read(1 << 18): digest.update(chunk)
-    return digest.hexdigest()
-
-sha384 = whole()
-source = Source()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-parcel = Incoming(Path(sys.argv[1])).store(source, sha384)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"kib": after - before, "size": parcel.archive.stat().st_size}))
-"""
-
-
-def test_200_mb_in_constant_memory(tmp_path: Path) -> None:
-    size = 200 << 20
-    done = subprocess.run(
-        [sys.executable, "-c", STREAMING, str(tmp_path / "i"), str(size)],
-        stdout=subprocess.PIPE, check=True, timeout=120, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    said = json.loads(done.stdout)
-    assert said["size"] == size
-    assert said["kib"] < 4096
-
-
-# --- in blocks
+__all__ = ["incoming"]  # a fixture
 
 
 @pytest.mark.parametrize("block", [1024, 4096, 131_072, 50_000])
@@ -458,73 +249,6 @@ def test_a_disk_that_fills_up(tmp_path: Path, files: int) -> None:
     assert names(incoming) == []
 
 
-# --- keeping and removing
-
-
-def another(number: int, **changes: Any) -> tuple[bytes, str]:
-    data = parcel(b"archive %d" % number, digest=f"{number:096x}", **changes)
-    return data, hashlib.sha384(data).hexdigest()
-
-
-def test_two_are_kept(incoming: Incoming) -> None:
-    for number in range(4):
-        data, sha384 = another(number)
-        incoming.store(io.BytesIO(data), sha384)
-        os.utime(incoming.folder / sha384[:24], (number, number))
-    assert [int(p.digest, 16) for p in incoming.complete()] == [3, 2]
-    receiving = incoming.open(offer(WHOLE))
-    receive(receiving, WHOLE, 1)
-    assert [int(p.digest, 16) for p in incoming.complete()] == [3]
-    assert len({name[:24] for name in names(incoming)}) == 2
-
-
-def test_sweep(incoming: Incoming) -> None:
-    now = time.time()
-    for number in (1, 2):
-        data, sha384 = another(number)
-        incoming.store(io.BytesIO(data), sha384)
-    (incoming.folder / "notes.txt").write_text("not ours")
-    receiving = incoming.open(offer(parcel(b"third")))
-    (incoming.folder / f"{'0' * 24}.part").write_bytes(b"x")
-    receiving.close()
-    incoming.sweep({f"{1:096x}"}, now)
-    assert len(incoming.complete()) == 2
-    incoming.sweep({f"{1:096x}"}, now + 90_000)
-    assert [int(p.digest, 16) for p in incoming.complete()] == [1]
-    assert names(incoming)[1:] == ["notes.txt"]
-    incoming.complete()[0].archive.rename(incoming.folder.parent / "taken")  # as the stage step takes it
-    incoming.sweep({f"{1:096x}"}, now)
-    assert len(names(incoming)) == 2
-    incoming.sweep(set(), now)
-    assert names(incoming) == ["notes.txt"]
-
-
-def test_a_core_is_no_release(incoming: Incoming) -> None:
-    core = parcel(b"core", kind="recovery")
-    found = incoming.store(io.BytesIO(core), hashlib.sha384(core).hexdigest())
-    assert incoming.find("agent", DIGEST) is None
-    assert incoming.complete() == [found]
-    incoming.remove(found)
-    incoming.remove(found)
-    assert names(incoming) == []
-
-
-@pytest.mark.parametrize("harm", ["marker", "no-marker", "archive", "record"])
-def test_a_harmed_one_is_none(incoming: Incoming, harm: str) -> None:
-    found = incoming.store(io.BytesIO(WHOLE), SHA384)
-    if harm == "marker":
-        (found.folder / "complete").write_text("0" * 96)
-    elif harm == "no-marker":
-        (found.folder / "complete").unlink()
-    elif harm == "archive":
-        found.archive.write_bytes(b"short")
-    else:
-        (found.folder / "parcel.json").write_text("[]")
-    assert incoming.complete() == []
-    assert incoming.of_sha384(SHA384) is None
-    assert incoming.store(io.BytesIO(WHOLE), SHA384).archive.read_bytes() == ARCHIVE
-
-
 KILLED = """
 import hashlib, os, signal, sys
 from pathlib import Path
@@ -642,52 +366,3 @@ def test_any_order_of_calls(tmp_path_factory: pytest.TempPathFactory, script: li
             assert not incoming.part(sha384).exists()
             receiving = incoming.open(wanted)
     receiving.close()
-
-
-def test_what_an_open_transaction_needs_is_never_put_out(incoming: Incoming) -> None:
-    first = incoming.store(io.BytesIO(WHOLE), SHA384)
-    incoming.need(first)
-    os.utime(first.folder, (1.0, 1.0))  # the oldest
-    for number in (1, 2):
-        data, sha384 = another(number)
-        incoming.store(io.BytesIO(data), sha384)
-    assert {parcel.digest for parcel in incoming.complete()} == {DIGEST, f"{2:096x}"}
-    second = incoming.find("agent", f"{2:096x}")
-    assert second is not None
-    incoming.need(second)
-    before = names(incoming)
-    data, sha384 = another(3)
-    with pytest.raises(MachineError) as caught:
-        incoming.store(io.BytesIO(data), sha384)
-    assert caught.value.code == "no-space"
-    with pytest.raises(MachineError) as caught:
-        receive(incoming.open(offer(data, digest=f"{3:096x}")), data)
-    assert caught.value.code == "no-space"
-    assert names(incoming) == before
-    incoming.store(io.BytesIO(WHOLE), SHA384)  # the same again is no other
-    incoming.release(second)
-    incoming.store(io.BytesIO(data), sha384)
-    assert {parcel.digest for parcel in incoming.complete()} == {DIGEST, f"{3:096x}"}
-
-
-def test_what_another_writer_is_about_to_bring_is_left_alone(incoming: Incoming) -> None:
-    receive(incoming.open(offer(WHOLE)), WHOLE, 2)
-    part = incoming.part(SHA384)
-    pushed = incoming.folder / f"{'9' * 24}.push.new"
-    for number in (1, 2, 3):
-        data, sha384 = another(number)
-        incoming.store(io.BytesIO(data), sha384, "push")
-    assert part.exists()
-    assert len(incoming.complete()) == 2
-    pushed.mkdir()
-    data, _ = another(4)
-    receive(incoming.open(offer(data, digest=f"{4:096x}")), data, 1)
-    assert pushed.exists()
-    assert not part.exists(), "its own, of another offer, makes room"
-    part = next(incoming.folder.glob("*.part"))
-    pushed.rmdir()
-    os.utime(part, (1.0, 1.0))
-    os.utime(part.with_suffix(".offer.json"), (1.0, 1.0))
-    data, sha384 = another(5)
-    incoming.store(io.BytesIO(data), sha384, "push")
-    assert not part.exists(), "nobody has written to it for an hour"

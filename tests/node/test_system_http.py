@@ -7,16 +7,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
+from typer.testing import CliRunner, Result
 
 from instar.updater.http import openapi
 from instar_lab import machine as lab
+from instar_server.ctl.main import app
 from tests.node.system_host import Hall, SystemHost
+from tests.node.updater_host import free_port
 
 GOOD = {"bundle": "lab-1.1.0", "activation": "none"}
 
@@ -126,6 +130,74 @@ def test_second_one_is_aborted_and_changes_nothing(hall: Hall, folder: Path) -> 
         status, shown = host.call("GET", "/v1/system")
         holds(shown, "System")
         assert (shown["slots"]["b"]["state"], shown["update"], shown["error"]) == ("installed", None, None)
+    finally:
+        host.close()
+
+
+def test_bundle_that_cannot_be_fetched_now_waits_says_why_and_lets_no_second_in(
+    hall: Hall, folder: Path
+) -> None:
+    host = SystemHost(hall, folder)
+    try:
+        host.start()
+        asked = {"bundle": "https://127.0.0.1:9/lab-1.1.0.bundle", "activation": "none"}
+        status, first = host.call("POST", "/v1/update-os", asked)
+        assert status == 202, first
+
+        def why() -> str:
+            return " ".join(
+                change["reason"] for change in host.transactions()[0]["changes"] if host.transactions()
+            )
+
+        lab.wait_for(lambda: "cannot reach https://127.0.0.1:9" in why(), "a reason", 20.0, host.said)
+        for _ in range(20):  # also right between two tries
+            status, said = host.call("POST", "/v1/update-os", GOOD)
+            assert (status, said["error"]["code"]) == (409, "aborted"), said
+            time.sleep(0.05)
+        assert [begin.tx for begin in host.begins()] == [first["tx"]]
+        assert not any(host.machine.slot_data("b")), "nothing is written before the manifest is known"
+    finally:
+        host.close()
+
+
+def test_operator_updates_a_system_by_instarctl(hall: Hall, folder: Path) -> None:
+    port = free_port()
+    host = SystemHost(hall, folder, rate=500_000, api=f"127.0.0.1:{port}")
+    access = hall.server.access
+    env = {
+        "INSTARCTL_SERVER": access.server, "INSTARCTL_TOKEN": access.token, "INSTARCTL_CA": access.ca,
+        "INSTARCTL_CONFIG": str(folder / "none"), "COLUMNS": "200", "TERM": "dumb",
+    }  # fmt: skip
+
+    def said(*words: str) -> Result:
+        return CliRunner().invoke(app, list(words), env=env)
+
+    def updater(verb: str, *words: str) -> Result:
+        where = ("--node", host.node.id, "--address", f"127.0.0.1:{port}", "--operator", str(folder / "ada"))
+        return said("updater", verb, *words, *where)
+
+    try:
+        host.start()
+        assert said("operator", "issue", "ada", "--out", str(folder / "ada")).exit_code == 0
+        done = updater("update-os", "--bundle", "lab-1.1.0")
+        assert (done.exit_code, "invalid-argument" in done.output) == (6, True), done.output
+        done = updater("update-os", "--bundle", "lab-9.0.0", "--activation", "none", "--wait")
+        assert (done.exit_code, "failed-precondition" in done.output) == (6, True), done.output
+        done = updater(
+            "update-os", "--bundle", "lab-1.1.0", "--activation", "none", "--wait", "--within", "1m"
+        )
+        assert done.exit_code == 0, done.output + host.said()
+        assert "system 1.1.0" in done.output
+        assert "lies in the other slot" in done.output
+        done = updater(
+            "update-os", "--bundle", "lab-1.0.0", "--activation", "reboot", "--wait", "--within", "1m"
+        )
+        assert done.exit_code == 1, done.output
+        assert "unavailable: already-running" in done.output
+        done = updater("system")
+        assert done.exit_code == 0, done.output
+        for words in ("slot a", "1.1.0", "installed", "board other-board x86_64"):
+            assert words in done.output, done.output
     finally:
         host.close()
 

@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
+import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -31,12 +33,15 @@ from instar.host.identity import Node, write_node
 from instar.host.layout import LINES, Layout
 from instar.host.line import MANIFEST, PROGRAM, Line
 from instar.trust.manifest import FileEntry, Manifest
+from instar.updater.http import openapi
 from instar_lab import machine
 from instar_lab.program import build
 from instar_server.ca import FleetCA
 
 NODE = "n-0123456789abcdef"
 READY_S, STOP_S = 20.0, 10.0
+MIB = 1 << 20
+PASSING_S = 20.0
 GAP = "127.0.0.1:9"  # where nobody listens
 
 
@@ -287,3 +292,22 @@ def hosted(more: str = "") -> Iterator[Host]:
         host.close()
         machine.end_all_naming(folder, grace_s=0.5)  # a way back starts a keeper, and that an agent
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with hosted() as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def quiet(host: Host) -> Host:
+    """Nothing under way, and nothing in `incoming`."""
+    wait_for(lambda: not host.local("GET", "/v1/health")[1]["transaction"], 30.0, host.log)
+    shutil.rmtree(host.layout.incoming, ignore_errors=True)
+    return host
+
+
+def check(schema: dict[str, Any], value: Any) -> None:
+    jsonschema_rs.validate({**schema, "components": {"schemas": openapi.SCHEMAS}}, value)

@@ -220,6 +220,9 @@ class FakeServer:
         self._may_fail()
         return self.verdicts[phase]
 
+    def elsewhere(self, url: str) -> tuple[FakeSource, str]:
+        raise AssertionError(f"asked for {url}")
+
     def source(self) -> FakeSource:
         return self.served
 

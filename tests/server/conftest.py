@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.server import systems
 from tests.server.world import Channel, Node, World, running
 
 
@@ -33,6 +34,17 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for version in ("1.0.0", "1.2.0", "1.10.0"):
             world.publish_module("echo", version)
         world.publish_module("inventory", "1.0.0", "service")
+        yield world
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A server with system bundles, for nodes with two slots."""
+    with running(tmp_path_factory.mktemp("systems"), ping_s=5.0, wrong_tokens=1000) as world:
+        world.publish("1.0.0")
+        systems.publish(world, "1.1.0")
+        systems.publish(world, "1.2.0", min_version="1.1.0")
+        systems.publish(world, "1.1.0", name="other", compatible=("board-9",))
         yield world
 
 

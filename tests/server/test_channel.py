@@ -49,6 +49,15 @@ async def test_hello_is_welcomed_and_the_live_state_shows(world: World, channel:
     await eventually(lambda: world.node(channel.node.id)["state"] == "offline")
 
 
+async def test_when_its_program_was_built_is_remembered(world: World) -> None:
+    node = await asyncio.to_thread(world.new_node)
+    assert (await asyncio.to_thread(world.node, node.id))["built"] == ""
+    async with node.connected(built="2026-11-21T16:36:04Z"):
+        assert (await asyncio.to_thread(world.node, node.id))["built"] == "2026-11-21T16:36:04Z"
+    await eventually(lambda: world.node(node.id)["state"] == "offline")
+    assert (await asyncio.to_thread(world.node, node.id))["built"] == "2026-11-21T16:36:04Z"
+
+
 async def test_a_hello_for_another_node_is_refused(world: World) -> None:
     node, other = await asyncio.to_thread(world.new_node), await asyncio.to_thread(world.new_node)
     async with other.connected() as victim:

@@ -212,7 +212,8 @@ def test_what_there_is_survives_the_migration_to_orders(tmp_path: Path) -> None:
         assert after["events"] == [(*row, 0, "", "") for row in before["events"]]
         assert after["wishes"] == [(*row, "pull") for row in before["wishes"]]
         assert [row[: len(before["nodes"][0])] for row in after["nodes"]] == before["nodes"]
-        assert [row[len(before["nodes"][0]) :] for row in after["nodes"]] == [("", 0, "", None, None, 0)] * 3
+        width = len(before["nodes"][0])
+        assert [row[width : width + 6] for row in after["nodes"]] == [("", 0, "", None, None, 0)] * 3
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         line = "module/" + "x" * 31 + ".y"

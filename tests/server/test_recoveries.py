@@ -168,6 +168,37 @@ async def test_a_cut_on_the_way_is_taken_up(rescuing: World, node: Node) -> None
     assert await phases(node) == [("recovery-begun", "")]
 
 
+async def test_an_operators_word_outlives_the_server(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Killed while the core runs: told again by the same id, ended, and then forgotten."""
+    async with own_world(tmp_path_factory) as world:
+        await asyncio.to_thread(world.publish, "1.0.0")
+        await asyncio.to_thread(world.publish, "1.1.0")
+        await asyncio.to_thread(world.publish_core, "1.0.0")
+        node = await asyncio.to_thread(world.new_node)
+        async with node.connected() as channel:
+            await recover(node, version="1.0.0", lines=["updater"])  # another one takes its place
+            await taking.offer(channel)
+            await recover(node, version="1.1.0", lines=["agent"])
+            first, told = await order(channel)
+            await asyncio.to_thread(world.kill)
+        await asyncio.to_thread(world.start)
+        view = await taking.transfer(world, node.id)
+        assert (view["version"], view["line"], view["cause"]) == ("1.1.0", "agent", "operator")
+        async with node.connected() as channel:
+            again = await order(channel)
+            assert (again[0].offer["sha384"], again[1]) == (first.offer["sha384"], told)
+            await channel.send("agentupdate-ended", id=told["id"], ok=True)
+            await taking.state(world, node.id, "done")
+        await eventually(lambda: world.history(node.id)[0]["phase"] == "recovery-ended")
+        assert await phases(node) == [("recovery-begun", "")] * 2 + [("recovery-ended", "")]
+        assert await asyncio.to_thread(world.stop) == 0
+        await asyncio.to_thread(world.start)
+        assert (await taking.transfer(world, node.id))["state"] == "none"
+        async with node.connected() as channel:
+            with pytest.raises(TimeoutError):
+                await channel.read(3.0)
+
+
 async def test_a_wish_by_way_of_recovery(rescuing: World, node: Node) -> None:
     async with node.connected() as channel:
         await want(node, "1.1.0", "agent", "updater", via="recovery")

@@ -25,6 +25,7 @@ from tuf.api.metadata import Metadata, Timestamp
 from instar.core.errors import InstarError
 from instar.host.layout import Layout
 from instar.host.line import Line
+from instar.host.records import write_artifacts
 from instar.trust.module import module_digest
 from instar_lab import modules as lab
 from instar_server.trust.module_source import pack_module
@@ -325,6 +326,16 @@ def test_a_module_is_fetched_once_and_kept(node: Fetcher, source: Source) -> Non
     node.world.asked.clear()
     assert node.fetch(release) == answer
     assert node.world.asked == [], "what is there needs no server"
+
+
+def test_a_module_is_fetched_from_where_metadata_and_targets_are(node: Fetcher, source: Source) -> None:
+    release = node.publish(pack_module(source()))
+    known = json.loads(node.layout.node.read_bytes())
+    node.layout.node.write_text(json.dumps({**known, "server": "https://127.0.0.1:1"}))
+    node.layout.run.mkdir()
+    write_artifacts(node.layout, known["server"])
+    assert node.fetch(release)["ok"]
+    assert any(path.endswith("@0") for path in node.world.asked), "it was asked there"
 
 
 def test_a_cut_is_resumed_also_after_a_kill(node: Fetcher, source: Source) -> None:

@@ -150,7 +150,9 @@ class Server:
         cores, fleet = Recoveries(self.repository), Fleet(database, presence, self._observations)
         terms = Terms(settings.native_block, settings.native_window, settings.native_rate)
         transfers = Transfers(Tools(parcels, presence, board, terms, now, chance), history, bus)
-        parts = Parts(parcels, transfers, presence, releases, cores, wishes, fleet, history, board, bus)
+        parts = Parts(
+            parcels, transfers, presence, releases, cores, wishes, fleet, history, board, bus, database
+        )  # fmt: skip
         recovering = Recovering(parts, settings.beacon_recovery, now, chance)
         self._standing.recovered = recovering.is_open
         self._transfers, self._recovering = transfers, recovering

@@ -230,8 +230,8 @@ def test_image_that_goes_is_held_until_its_folder_is_on_the_disk(tmp_path: Path)
     assert disk.held == [True, True]
     other.write_bytes(b"other")
     disk = Freeing(path.stat().st_ino)
-    esp.rename(other, path, disk)
-    assert disk.held == [True, True]
+    esp.move(other, path, disk)
+    assert disk.held[:2] == [True, True]
     disk = Freeing(path.stat().st_ino)
     esp.remove(path, disk)
     assert disk.held == [True]

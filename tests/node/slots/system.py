@@ -52,6 +52,19 @@ class Down(BaseException):
     """The machine goes down: this process ends here."""
 
 
+class SystemClock(FakeClock):
+    """Wall time goes on through the starts of the machine."""
+
+    past = 0.0
+
+    def wall(self) -> float:
+        return super().wall() + self.past
+
+    def reboot(self) -> None:
+        self.past += self.now
+        super().reboot()
+
+
 class Image:
     """One version: a root, a kernel that names its hash, both in a bundle. `size` of the root in bytes."""
 
@@ -97,7 +110,7 @@ class System:
         self.variables, self.loader_variables = Variables(self.efivars), Variables(self.efivars, LOADER)
         self.slots = {name: Slot(name, folder / f"slot-{name}", 0, slot_bytes) for name in "ab"}
         self.layout = Layout(folder / "state")
-        self.clock = FakeClock()
+        self.clock = SystemClock()
         self.settings = OsSettings()
         self.booted = "firmware"
         self.broken, self.panics = set[str](), set[str]()

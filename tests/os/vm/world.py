@@ -329,6 +329,16 @@ class Machine:
 
     # --- while it is off
 
+    def put(self, path: str, source: Path) -> None:
+        """A file into the EFI system partition, in place of one of that name; `path` without a leading slash."""
+        image, folders = (
+            f"{self.disk}@@{disk.AT_MIB['esp']}M",
+            [str(each) for each in Path(path).parents][-2::-1],
+        )
+        for folder in folders:
+            disk.run("sh", "-c", f"mmd -D s -i {image} ::/{folder} </dev/null || true")
+        disk.run("mcopy", "-o", "-i", image, str(source), f"::/{path}")
+
     def fill_esp(self, leave: int = 1 << 20) -> None:
         """Fill the EFI system partition with a file `filler` until `leave` bytes are free."""
         image = f"{self.disk}@@{disk.AT_MIB['esp']}M"

@@ -25,6 +25,9 @@ from instar.updater.targets import Targets
 
 OLDEST_S = 86400.0  # for a transaction that has not been activated
 BROUGHT_S = 900.0  # for one whose bytes only its maker can bring, until they are staged
+ELSEWHERE_S = (
+    3600.0  # for a system that nobody but its maker can take back, or whose bytes are not the server's
+)
 
 log = logging.getLogger("instar.updater")
 
@@ -78,7 +81,8 @@ class Driving:
             if is_module(begin.line) and not modules:
                 continue
             if journal.progress.state in BEFORE_ACTIVATION and (
-                (active_only and begin.cause == "wish") or (begin.line == SYSTEM and begin.cause != "rollback")
+                (active_only and begin.cause == "wish")
+                or (begin.line == SYSTEM and begin.cause != "rollback")
             ):
                 continue
             if ordered and is_passive(journal.progress, self.targets.any(begin.line)):
@@ -89,7 +93,7 @@ class Driving:
         """With one that is open."""
         line = journal.progress.begin.line
         if self._too_old(journal):
-            abandon(journal, self.targets.any(line), _reason_too_old(_oldest_s(journal.progress)))
+            abandon(journal, self.targets.any(line), _reason_too_old(journal))
         self.apart(line, lambda: self.drive(journal))
 
     def unfinished(self) -> list[Journal]:
@@ -138,7 +142,9 @@ class Driving:
         for journal in self.unfinished():
             begin = journal.progress.begin
             if begin.line == SYSTEM:
-                unwanted = not wanted.fault and begin.generation != (wanted.system and wanted.system.generation)
+                unwanted = not wanted.fault and begin.generation != (
+                    wanted.system and wanted.system.generation
+                )
             else:
                 unwanted = digests.get(begin.line) != begin.digest
             if begin.cause == "wish" and unwanted:
@@ -167,9 +173,16 @@ def is_module(line: str) -> bool:
 
 
 def _oldest_s(progress: Progress) -> float:
-    brought = progress.begin.via in ("push", "recovery") and progress.state is State.OFFERED
-    return BROUGHT_S if brought else OLDEST_S
+    begin = progress.begin
+    if progress.state is State.OFFERED and begin.via in ("push", "recovery"):
+        return BROUGHT_S
+    if progress.state is State.OFFERED and begin.line == SYSTEM and (begin.source or begin.cause == "push"):
+        return ELSEWHERE_S
+    return OLDEST_S
 
 
-def _reason_too_old(within_s: float) -> Reason:
-    return Reason("too-old", f"it could not be activated within {within_s / 3600:g} h")
+def _reason_too_old(journal: Journal) -> Reason:
+    """With what stood in the way last."""
+    last = next((record.reason.text for record in reversed(journal.records) if record.reason), "")
+    text = f"it could not be activated within {_oldest_s(journal.progress) / 3600:g} h"
+    return Reason("too-old", f"{text}: {last}" if last else text)

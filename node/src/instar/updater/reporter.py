@@ -127,7 +127,9 @@ class Reporter:
 
 def events_of(journal: Journal) -> list[dict[str, Any]]:
     """The journal's changes of state as the events of docs/protocol.md."""
-    begin = journal.progress.begin
+    begin, data = journal.progress.begin, journal.progress.data
+    # Of a system image: where it goes, and how it is activated, which may not be how that was wished for.
+    placed = {"slot": data.get("slot", ""), "mode": data.get("mode", begin.mode)} if begin.mode else {}
     return [
         {
             "id": f"{begin.tx}:{change.number}",
@@ -144,6 +146,7 @@ def events_of(journal: Journal) -> list[dict[str, Any]]:
             },
             "wall": change.at.wall,
             "boot_id": change.at.boot_id,
+            **placed,
         }
         for change in timeline(journal.records)
     ]

@@ -23,6 +23,7 @@ from instar_server.ctl import (
     tokens,
     transfers,
     updater,
+    updater_system,
     words,
 )
 from instar_server.ctl.client import config_path, find_access
@@ -81,6 +82,8 @@ app.add_typer(bundle.app, name="bundle", help=words.BUNDLE, epilog=words.EXAMPLE
 app.add_typer(keys.app, name="keys")
 app.add_typer(fleet.trust, name="trust", help=words.TRUST)
 app.add_typer(operators.app, name="operator", help=words.OPERATOR, epilog=words.EXAMPLES["operator"])
+updater.app.command("update-os")(updater_system.update_os)
+updater.app.command("system")(updater_system.system)
 app.add_typer(updater.app, name="updater", help=words.UPDATER, epilog=words.EXAMPLES["updater"])
 app.add_typer(tokens.api, name="api-tokens", help=words.API_TOKENS)
 

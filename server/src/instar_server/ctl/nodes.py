@@ -69,6 +69,7 @@ def _detail(node: dict[str, Any]) -> Table:
         ("enrolled", when(node["enrolled"])),
         ("last seen", when(node["last_seen"])),
         ("agent", _program(node["agent"])),
+        ("built", node["built"]),
         ("updater", _program(node["updater"])),
         *((f"wanted {line}", f"{w['version']} (by {w['scope']})") for line, w in node["wanted"].items()),
         *((f"module {name}", f"{m['state']} {short(m['digest'])}") for name, m in node["modules"].items()),

@@ -33,6 +33,7 @@ WAYS_OUT = {
     "wrong-hardware": "build a bundle that is compatible with what 'instarctl node system {node}' shows",
     "too-old-system": "update to a version in between first",
     "too-old-bundle": "take a newer bundle, or lower min_bundle_version in the [os] section of the node's config.toml",
+    "no-slots": "say in the [os] section of the node's config.toml where its slots are, if it has any",
     "slot-too-small": "build a smaller root image; the slots of this node have no room for this one",
     "esp-full": "make room in the node's EFI system partition: two kernel images and a temporary must fit",
     "altered-bundle": "what came is not what was signed: look at the source, or publish the bundle as a new version",
@@ -260,12 +261,13 @@ def _tables(view: dict[str, Any]) -> Group:
         ("boot order", ", ".join(boot["order"]) + (f"; next, once: {boot['once']}" if boot["once"] else "")),
         ("tries left", tries),
         *(("drift", each) for each in boot["drift"]),
+        ("cannot", f"{view['error']['code']}: {view['error']['text']}" if view["error"] else ""),
         ("under way", _under_way(update) if update else ""),
         ("cold boot", f"wanted {_on(cold['at'])}" if cold else ""),
     ]
     head = make_table(("node", view["node"]), [row for row in rows if row[1]])
     if not view["slots"]:
-        return Group(head, "it has told of no slots", *_updates(view))
+        return Group(head, *([] if view["error"] else ["it has told of no slots"]), *_updates(view))
     columns = ("slot", "version", "digest", "state", "since", "started by", "cold boot", "tries", "why")
     slots = [_slot(name, slot, view) for name, slot in sorted(view["slots"].items())]
     return Group(head, make_table(columns, slots), *_updates(view))

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from instar.core.errors import InputError, ReleaseError, ServerUnreachable
+from instar.core.system import LINE as SYSTEM
 from instar_server.ctl.operators import CA, CERTIFICATE, KEY
 from instar_server.ctl.output import AsJson, make_table, plain_errors, progress_bar, short, show, when
 from instar_server.ctl.tokens import seconds
-from instar_server.ctl.updater_client import Papers, Updater
+from instar_server.ctl.updater_client import BACK_WITHIN_S, Papers, Updater
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -32,7 +33,7 @@ USUAL = "127.0.0.1:7612"
 STARTED_S = 15.0  # for an ordered rollback to have a name
 
 
-def _updater(
+def updater_of(
     address: str, node: str, cert: Path | None, key: Path | None, ca: Path | None, folder: Path | None
 ) -> Updater:
     if folder is not None:
@@ -49,7 +50,7 @@ def health(
 ) -> None:  # fmt: skip
     """Which updater this is, and what it does now."""
     with plain_errors():
-        found = _updater(address, node, cert, key, ca, operator).call("GET", "/v1/health")
+        found = updater_of(address, node, cert, key, ca, operator).call("GET", "/v1/health")
     held = ", ".join(f"{line} on {hold['version']}" for line, hold in found["held"].items())
     lines = [
         f"{found['node']}: updater {found['version']} ({short(found['digest'])}), pid {found['pid']}",
@@ -66,7 +67,7 @@ def releases(
 ) -> None:  # fmt: skip
     """The releases on the node: what runs, what a rollback goes to."""
     with plain_errors():
-        found = _updater(address, node, cert, key, ca, operator).call("GET", "/v1/releases")
+        found = updater_of(address, node, cert, key, ca, operator).call("GET", "/v1/releases")
     rows = [
         (
             line,
@@ -94,7 +95,7 @@ def transactions(
 ) -> None:  # fmt: skip
     """What happened on the node, newest first."""
     with plain_errors():
-        updater = _updater(address, node, cert, key, ca, operator)
+        updater = updater_of(address, node, cert, key, ca, operator)
         found = updater.call("GET", f"/v1/transactions?limit={limit}")
     rows = [
         (t["tx"], t["line"], f"{t['from_version'] or 'none'} -> {t['version']}", t["cause"], t["state"],
@@ -116,10 +117,10 @@ def push(
     """Install a release from its parcel. Ends with 0 when the node keeps it, else with why it went back."""
     with plain_errors():
         wait_s = seconds(wait)
-        updater = _updater(address, node, cert, key, ca, operator)
+        updater = updater_of(address, node, cert, key, ca, operator)
         with progress_bar(parcel.name, quiet=as_json) as progress:
             made = updater.push(line, parcel, progress)
-        last = _to_its_end(updater.follow(made["tx"]), wait_s, quiet=as_json)
+        last = follow_to_end(updater.follow(made["tx"]), wait_s, quiet=as_json)
         if last["state"] == "confirmed" and line == "updater":
             updater.comes_back(made["digest"])
         _finish(last, as_json)
@@ -128,18 +129,19 @@ def push(
 @app.command()
 def rollback(
     node: Node,
-    line: Annotated[str, typer.Option(help="agent, updater or module/NAME.")] = "agent",
+    line: Annotated[str, typer.Option(help="agent, updater, os or module/NAME.")] = "agent",
     address: Address = USUAL, cert: Certificate = None, key: Key = None, ca: Authority = None,
     operator: Folder = None, wait: Wait = "10m", as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Go back to the previous release."""
     with plain_errors():
         wait_s = seconds(wait)
-        updater = _updater(address, node, cert, key, ca, operator)
+        updater = updater_of(address, node, cert, key, ca, operator)
         before = {t["tx"] for t in updater.call("GET", "/v1/transactions?limit=50")["transactions"]}
         made = updater.call("POST", "/v1/rollback", {"line": line})
         tx = _new_rollback(updater, line, before)
-        last = _to_its_end(updater.follow(tx), wait_s, quiet=as_json)
+        away_s = wait_s if line == SYSTEM else BACK_WITHIN_S  # the whole machine goes down
+        last = follow_to_end(updater.follow(tx, away_s), wait_s, quiet=as_json)
         if last["state"] == "confirmed" and line == "updater":
             updater.comes_back(made["digest"])
         _finish(last, as_json)
@@ -163,7 +165,7 @@ def look(
 ) -> None:  # fmt: skip
     """Have the node ask its server now what is wanted."""
     with plain_errors():
-        found = _updater(address, node, cert, key, ca, operator).call("POST", "/v1/look", {})
+        found = updater_of(address, node, cert, key, ca, operator).call("POST", "/v1/look", {})
     show(found, as_json, lambda: "it looks")
 
 
@@ -177,8 +179,8 @@ def watch(
     """Follow a transaction to its end. Ends with 0 when it was confirmed."""
     with plain_errors():
         wait_s = seconds(wait)
-        updater = _updater(address, node, cert, key, ca, operator)
-        last = _to_its_end(updater.follow(tx or _current(updater)), wait_s, quiet=as_json)
+        updater = updater_of(address, node, cert, key, ca, operator)
+        last = follow_to_end(updater.follow(tx or _current(updater)), wait_s, quiet=as_json)
         _finish(last, as_json)
 
 
@@ -192,7 +194,7 @@ def _current(updater: Updater) -> str:
     return str(found[0]["tx"])
 
 
-def _to_its_end(shown: Iterator[dict[str, Any]], within_s: float, quiet: bool) -> dict[str, Any]:
+def follow_to_end(shown: Iterator[dict[str, Any]], within_s: float, quiet: bool) -> dict[str, Any]:
     """The last state of a transaction; each new one is told on the way, on standard error."""
     end = time.monotonic() + within_s
     told = ""

@@ -90,8 +90,9 @@ class Updater:
                 elif line.startswith(b":"):
                     yield {}
 
-    def follow(self, tx: str) -> Iterator[dict[str, Any]]:
-        """The transaction as it changes, to its end, also while the updater itself is replaced. {} now and then."""
+    def follow(self, tx: str, away_s: float = BACK_WITHIN_S) -> Iterator[dict[str, Any]]:
+        """The transaction as it changes, to its end, also while the updater itself is replaced, or the machine boots:
+        it may be away for `away_s` at a time. {} now and then."""
         heard = time.monotonic()
         while True:
             try:
@@ -101,7 +102,7 @@ class Updater:
                     if shown and shown["finished"]:
                         return
             except ServerUnreachable:
-                if time.monotonic() - heard > BACK_WITHIN_S:
+                if time.monotonic() - heard > away_s:
                     raise
             time.sleep(AGAIN_S)
 

@@ -163,6 +163,8 @@ EXAMPLES = {
         "$ instarctl updater push 1.1.0.parcel --node NODE --operator ada",
         "$ instarctl updater push 1.1.0.parcel --line updater --node NODE --operator ada",
         "$ instarctl updater rollback --node NODE --address HOST:7612 --operator ada",
+        "$ instarctl updater update-os --bundle web-1.1.0 --activation reboot --wait --node NODE --operator ada",
+        "$ instarctl updater system --node NODE --operator ada",
         "$ instarctl updater watch --node NODE --cert ada/cert.pem --key ada/key.pem --ca ada/ca.pem",
     ),
     "program": steps("$ instarctl program download --token TOKEN --out instar.pyz"),

@@ -119,8 +119,12 @@ def _malformed(got: str) -> InputError:
     )
 
 
-def has_slots(report: Mapping[str, Any]) -> bool:
-    return bool(report.get("slots"))
+def check_slots(report: Mapping[str, Any]) -> None:
+    """Raises Precondition `failed-precondition` unless the node has told of slots that can be used."""
+    if not report.get("slots"):
+        error = report.get("error")
+        why = f"{error['code']}: {error['text']}" if error else "no-slots: it has told of no system slots"
+        raise unfit(why)
 
 
 def check_fits(
@@ -148,7 +152,7 @@ def check_fits(
 
 
 def unfit(text: str) -> Precondition:
-    return Precondition("failed-precondition", f"cannot update the system: {text}")
+    return Precondition("failed-precondition", f"cannot work on the system: {text}")
 
 
 def _older(version: str, least: str) -> bool:

@@ -137,6 +137,7 @@ class Session:
             values = (
                 hello.version,
                 hello.digest,
+                hello.built,
                 hello.boot_id,
                 hello.os,
                 hello.arch,

@@ -67,8 +67,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What every recovery works with. `start` runs something beside; `over` is told once of each that has ended;
-    `wake` is rung when one may go on."""
+    """What every recovery works with. `process`: of the beacon that is there, or NOBODY. `start` runs something
+    beside. `over` is told once of each that is over, and whether that is since it was dropped. `wake` is rung
+    when one may go on."""
 
     parcels: Parcels
     transfers: Transfers
@@ -76,8 +77,9 @@ class Tools:
     history: History
     board: Board
     now: Now
+    process: Callable[[str], Process]
     start: Callable[[Coroutine[Any, Any, None]], None]
-    over: Callable[[Recovery], None]
+    over: Callable[[Recovery, bool], None]
     wake: asyncio.Event
 
 
@@ -152,7 +154,7 @@ class Recovery:
             list(plan.lines),
         )  # fmt: skip
         self._state, self._heard, self._back = State.INSTALLING, tools.now(), 0.0
-        self._process = tools.presence.process(plan.node)
+        self._process = tools.process(plan.node)
         if plan.cause != BEACON:  # of what runs already no transaction need tell
             self._confirmed = {line for line in plan.lines if self._runs(line)}
         tools.board.note(self._view, state="installing", phase="told", percent=-1.0, code="", text="")
@@ -186,17 +188,19 @@ class Recovery:
         if self._confirmed.issuperset(self.plan.lines):
             self.end(True, "", "confirmed")
 
-    def came(self, process: Process) -> None:
-        """Its node has come: by a beacon of this process, or NOBODY: by an agent."""
+    def beacon_came(self, process: Process) -> None:
         if self._state is State.RESTING:
-            if process != NOBODY:
-                self._due = min(self._due, self._tools.now() + TICK_S)
-            self._tools.wake.set()
-        elif self._state is State.INSTALLING and process in (NOBODY, *self._others(process)):
-            self._back = self._tools.now()  # an agent may know nothing of its core, which may be gone as well
+            self._due = min(self._due, self._tools.now() + TICK_S)
+        elif self._state is State.INSTALLING and self._process != process:
+            self._back = self._tools.now()
+        self._tools.wake.set()
 
-    def _others(self, process: Process) -> tuple[Process, ...]:
-        return (process,) if process != self._process else ()
+    def agent_came(self) -> None:
+        """One that waits for its node goes on."""
+        if self._state is State.RESTING:
+            self._tools.wake.set()
+        elif self._state is State.INSTALLING:
+            self._back = self._tools.now()  # it may know nothing of its core, which may be gone as well
 
     # ---- ending
 
@@ -208,7 +212,7 @@ class Recovery:
         self._tools.board.note(self._view, ended=True, state=state, phase=phase, code=code, text=text)
         told = f"recovery to {self.plan.release.version}: {text or code or 'done'}"
         self._tools.start(self.note("ended" if ok else "failed", code, told))
-        self._finish()
+        self._finish(False)
 
     def drop(self) -> None:
         """Something else takes its place, or it is wanted no more."""
@@ -216,13 +220,13 @@ class Recovery:
             return
         self._tools.board.note(self._view, ended=True, state="dropped")
         sending = self._state is State.SENDING
-        self._finish()
+        self._finish(True)
         if sending:
             self._tools.transfers.cancel(self.plan.node)
 
-    def _finish(self) -> None:
+    def _finish(self, dropped: bool) -> None:
         self._state = State.OVER
-        self._tools.over(self)
+        self._tools.over(self, dropped)
 
     async def note(self, what: str, code: str, text: str) -> None:
         """An entry in the node's history."""

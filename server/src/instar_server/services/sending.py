@@ -212,6 +212,8 @@ class Sending:
         }  # fmt: skip
         if self.request.line == rules.RECOVERY:  # a part of something larger
             shown |= {"state": "sending", "phase": "core"}
+        else:
+            shown |= {"code": transfer.code, "text": transfer.text}
         self._tools.board.note(self.request.view, **shown)
 
 

@@ -64,6 +64,13 @@ class UpdateSaid(msgspec.Struct, frozen=True):
     reused: Count = 0
 
 
+class FaultSaid(msgspec.Struct, frozen=True):
+    """Why its slots, or the way in which they are chosen, cannot be used."""
+
+    code: Text64
+    text: Annotated[str, msgspec.Meta(max_length=16_384)] = ""
+
+
 class SystemReport(msgspec.Struct, frozen=True):
     v: Annotated[int, msgspec.Meta(ge=1, le=1)]
     running: NoSide
@@ -73,6 +80,7 @@ class SystemReport(msgspec.Struct, frozen=True):
     backend: Literal["", "firmware", "counting"] = ""
     boot: BootSaid = BootSaid()
     update: UpdateSaid | None = None
+    error: FaultSaid | None = None
 
     def kept(self) -> dict[str, Any]:
         """What is stored of it. Raises InputError `report-too-large`."""
@@ -80,6 +88,8 @@ class SystemReport(msgspec.Struct, frozen=True):
         del body["v"]
         for slot in body["slots"].values():
             slot["why"] = slot["why"][:MOST_WHY]
+        if body["error"] is not None:
+            body["error"]["text"] = body["error"]["text"][:MOST_WHY]
         size = len(msgspec.json.encode(body))
         if size > MAX_KEPT:
             text = f"cannot keep the report: expected at most {MAX_KEPT} bytes, got {size}"

@@ -110,8 +110,7 @@ class Systems:
         report, told = self._report(row)
         if row.revoked_at is not None:
             raise systems.unfit(f"revoked: {node} is no longer served")
-        if not systems.has_slots(report):
-            raise systems.unfit(f"no-slots: {node} has told of no system slots")
+        systems.check_slots(report)
         await self._check_idle(connection, row, report, told)
         last = await SystemUpdates(connection).latest(node, 1)
         current = not last or (last[0].ended or 0.0) < (told or 0.0)
@@ -174,10 +173,9 @@ class Systems:
         async with self._database.write() as connection:
             row = await _existing(connection, node)
             report, told = self._report(row)
-            if row.revoked_at is not None or not systems.has_slots(report):
-                why = "revoked" if row.revoked_at is not None else "no-slots: it has told of no system slots"
-                text = f"cannot order a cold boot of {node}: {why}"
-                raise Precondition("failed-precondition", text)
+            if row.revoked_at is not None:
+                raise systems.unfit(f"revoked: {node} is no longer served")
+            systems.check_slots(report)
             await self._check_idle(connection, row, report, told)
             generation = await Wishes(connection).next_generation()
             await Nodes(connection).set(node, cold_boot_at=when, cold_boot_generation=generation)

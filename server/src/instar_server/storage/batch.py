@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 SEEN = ("last_seen",)
 AGENT = (
-    "agent_version", "agent_digest", "boot_id", "os", "arch", "python", "address", "wake_port", "last_seen",
+    "agent_version", "agent_digest", "agent_built", "boot_id", "os", "arch", "python", "address", "wake_port",
+    "last_seen",
 )  # fmt: skip
 UPDATER = ("updater_version", "updater_digest", "last_seen")
 HEALTH = ("health_ok", "health", "health_at", "last_seen")

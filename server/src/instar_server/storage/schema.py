@@ -53,6 +53,7 @@ nodes = Table(
     Column("last_seen", Float),
     Column("agent_version", String(64), nullable=False, server_default=""),
     Column("agent_digest", String(96), nullable=False, server_default=""),
+    Column("agent_built", String(64), nullable=False, server_default=""),
     Column("updater_version", String(64), nullable=False, server_default=""),
     Column("updater_digest", String(96), nullable=False, server_default=""),
     Column("boot_id", String(64), nullable=False, server_default=""),
@@ -135,6 +136,18 @@ wishes = Table(
     Column("made", Float, nullable=False),
     Column("made_by", String(16), nullable=False),
     Column("via", String(16), nullable=False, server_default="pull"),  # pull | native | recovery
+)
+
+# What operators have asked for and has not ended; of the others nothing is stored.
+recoveries = Table(
+    "recoveries",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("node", ForeignKey("nodes.id"), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("digest", String(96), nullable=False),
+    Column("lines", String(80), nullable=False),  # with commas between them
+    Column("asked", Float, nullable=False),
 )
 
 counters = Table(

@@ -65,7 +65,8 @@ class Wanted(BaseModel):
 
 
 class Node(BaseModel):
-    """`beacon`: its launcher calls for help, since no release of the agent runs there."""
+    """`beacon`: its launcher calls for help, since no release of the agent runs there. `built`: when the agent's
+    program was built, as that says itself ('' when it does not)."""
 
     id: str
     group: str
@@ -75,6 +76,7 @@ class Node(BaseModel):
     last_seen: float | None
     agent: Program
     updater: Program
+    built: str
     health: dict[str, Any]
     transaction: Transaction | None
     os: str

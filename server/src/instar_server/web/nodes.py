@@ -38,6 +38,7 @@ def _fields(view: NodeView) -> dict[str, Any]:
         "last_seen": view.last_seen,
         "agent": m.Program(version=view.agent[0], digest=view.agent[1]),
         "updater": m.Program(version=view.updater[0], digest=view.updater[1]),
+        "built": columns["agent_built"],
         "health": view.health,
         "transaction": transaction,
         "os": columns["os"],

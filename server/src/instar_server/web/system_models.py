@@ -113,10 +113,15 @@ class ColdBoot(BaseModel):
     generation: int
 
 
+class Fault(BaseModel):
+    code: str
+    text: str
+
+
 class System(BaseModel):
     """`told`: when the node last told of it, absent when it never has; what it told is empty then. `running`: the slot
-    that is mounted as root, '' when it is none of the two. `updates`: the last ones, newest first. `cold_boot`: what
-    is wanted and not done."""
+    that is mounted as root, '' when it is none of the two. `error`: why the node cannot use its slots, or cannot read
+    how it would boot. `updates`: the last ones, newest first. `cold_boot`: what is wanted and not done."""
 
     node: str
     told: float | None
@@ -127,6 +132,7 @@ class System(BaseModel):
     slots: dict[str, SystemSlot]
     boot: SystemBoot
     update: UnderWay | None
+    error: Fault | None
     updates: list[SystemUpdate]
     cold_boot: ColdBoot | None
 

@@ -35,6 +35,7 @@ def _answer(view: SystemView) -> s.System:
         slots=report.get("slots", {}),
         boot=s.SystemBoot(**report.get("boot", {"order": [], "once": "", "tries": {}, "drift": []})),
         update=s.UnderWay(**report["update"]) if report.get("update") else None,
+        error=s.Fault(**report["error"]) if report.get("error") else None,
         updates=[s.SystemUpdate(**systems.as_json(each, report)) for each in view.updates],
         cold_boot=s.ColdBoot(at=cold_boot[0], generation=cold_boot[1]) if cold_boot else None,
     )

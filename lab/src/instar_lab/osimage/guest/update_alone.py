@@ -162,6 +162,7 @@ class Forgetful(Disk):
 
 def mistakes(marks: Marks, kernel: Path, fallback: Path) -> None:
     """With a kernel image that may go, and one that may be replaced."""
+    marks.section("prepared")
     copy = DATA / "kernel.efi"
     copy.write_bytes(kernel.read_bytes())
     size = copy.stat().st_size

@@ -3,7 +3,8 @@
 The images lie in EFI/Linux as `instar-<slot>.efi`; one on trial as `instar-<slot>+<left>-<done>.efi`, whose
 numbers the loader changes at each try (Automatic Boot Assessment, systemd.io). `default` in loader.conf names the
 preferred slot; LoaderEntryOneShot the one to try. When the tries of the slot on trial are used up, or nobody
-set it again, the loader takes the preferred one.
+set it again, the loader takes the preferred one. A file without bytes, which a power cut can leave on vfat, is
+no image.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Counting:
     """`variables` are those of the vendor LOADER."""
 
     name = "systemd-boot"
-    copies = 0
+    copies = 1  # while one gets another name
 
     def __init__(self, variables: Variables, esp: Path, tries: int = TRIES, disk: Disk = DISK) -> None:
         self._variables, self._esp, self._tries, self._disk = variables, esp, tries, disk
@@ -56,15 +57,19 @@ class Counting:
     def _images(self) -> dict[str, tuple[Path, int | None]]:
         """Slot -> its image and the tries that are left, None where they are not counted."""
         found: dict[str, tuple[Path, int | None]] = {}
-        try:
-            paths = sorted((self._esp / FOLDER).iterdir())
-        except FileNotFoundError:
-            return {}
-        for path in paths:
-            if match := NAME.fullmatch(path.name):
+        for path, match in self._named():
+            if path.stat().st_size:
                 left = int(match[2]) if match[2] is not None else None
                 found.setdefault(match[1], (path, left))
         return found
+
+    def _named(self) -> list[tuple[Path, re.Match[str]]]:
+        """All files that are called as images of ours are, those with counted tries first."""
+        try:
+            paths = sorted((self._esp / FOLDER).iterdir())
+        except FileNotFoundError:
+            return []
+        return [(path, match) for path in paths if (match := NAME.fullmatch(path.name))]
 
     def _preferred(self) -> str:
         for line in self._settings():
@@ -84,23 +89,20 @@ class Counting:
 
     # --- choosing
 
+    def forget(self, slot: str) -> None:
+        self._keep_only(slot, None)
+
     def prepare(self, slot: str) -> None:
         self._known(slot)
 
     def try_once(self, slot: str) -> None:
-        path = self._known(slot)
-        counted = path.with_name(f"instar-{slot}+{self._tries}-0.efi")
-        if path != counted:
-            esps.rename(path, counted, self._disk)
+        self._call(slot, f"instar-{slot}+{self._tries}-0.efi")
         reach("boot:counted")
         # The loader looks entries up without their numbers.
         self._variables.write("LoaderEntryOneShot", _wide(f"instar-{slot}.efi"))
 
     def prefer(self, slot: str) -> None:
-        path = self._known(slot)
-        plain = path.with_name(f"instar-{slot}.efi")
-        if path != plain:
-            esps.rename(path, plain, self._disk)  # it has passed: its tries are counted no more
+        self._call(slot, f"instar-{slot}.efi")  # it has passed: its tries are counted no more
         reach("boot:blessed")
         kept = [line for line in self._settings() if line.split()[:1] != ["default"]]
         text = "\n".join([f"default instar-{slot}*", *kept]) + "\n"
@@ -112,17 +114,29 @@ class Counting:
         """Second images of a slot are removed, and a preferred slot that has gone is replaced by the other."""
         done = esps.sweep(self._esp / FOLDER, self._disk)
         first = {path for path, _ in self._images().values()}
-        if (self._esp / FOLDER).is_dir():
-            for path in sorted((self._esp / FOLDER).iterdir()):
-                if NAME.fullmatch(path.name) and path not in first:
-                    esps.remove(path, self._disk)
-                    done.append(f"removed a second image {path.name}")
+        for path, _ in self._named():
+            if path not in first:
+                esps.remove(path, self._disk)
+                done.append(f"removed {path.name}, which is a second image or none")
         images, preferred = self._images(), self._preferred()
         if images and preferred not in images:
             slot = min(images)
             self.prefer(slot)
             done.append(f"slot {slot} is preferred: slot {preferred or 'that was'} has no image")
         return done
+
+    def _call(self, slot: str, name: str) -> None:
+        """Have the slot's image under this name, and under no other."""
+        path = self._known(slot)
+        new = path.with_name(name)
+        if path != new:
+            esps.move(path, new, self._disk)
+        self._keep_only(slot, new)
+
+    def _keep_only(self, slot: str, image: Path | None) -> None:
+        for path, match in self._named():
+            if match[1] == slot and path != image:
+                esps.remove(path, self._disk)
 
     def _known(self, slot: str) -> Path:
         found = self._images().get(slot)

@@ -128,15 +128,18 @@ def sweep(folder: Path, disk: Disk = DISK) -> list[str]:
     return [f"removed {path.name}, which is not whole" for path in found]
 
 
-def rename(old: Path, new: Path, disk: Disk = DISK) -> None:
-    """Give a file another name, durably."""
+def move(old: Path, new: Path, disk: Disk = DISK) -> None:
+    """Give an image another name. It is copied, and the old one removed last: on vfat, a power cut right after a
+    rename leaves a file without bytes, and this one may be the only copy. Raises as `place` does."""
     try:
-        with _held(new):
-            disk.rename(old, new)
-            disk.sync_file(new)
-            disk.sync_folder(new.parent)
+        size = old.stat().st_size
+        with old.open("rb") as file:
+            sha256 = digest(file, size)
+            file.seek(0)
+            place(file, size, sha256, new, disk)
     except OSError as error:
-        raise failed("rename", old, error) from error
+        raise failed("copy", old, error) from error
+    remove(old, disk)
 
 
 def check_file(path: Path, size: int, sha256: str, progress: Callable[[int], None] = lambda _: None) -> None:

@@ -85,6 +85,9 @@ class Firmware:
 
     # --- choosing
 
+    def forget(self, slot: str) -> None:
+        esps.remove(self.kernel(slot), self._disk)
+
     def prepare(self, slot: str) -> None:
         self._check_image(slot)
         number = self._entry(slot)
@@ -134,9 +137,9 @@ class Firmware:
     def repair(self) -> list[str]:
         done = [*self._swept(), *self._pruned()]
         for slot in NAMES:
-            if self.kernel(slot).exists() and slot not in self._numbers():
+            if self.kernel(slot).exists() and slot not in self.state().order:
                 done.append(f"made the entry of slot {slot} again")
-                self._entry(slot)
+                self.prepare(slot)
         left = self._remembered()
         first = next(iter(self.state().order), "")
         if left and first != left and self.kernel(left).exists():

@@ -44,12 +44,15 @@ class Boot(Protocol):
     """
 
     name: str
-    copies: int  # how many images more than the slot's own are made of one that is preferred
+    copies: int  # images that there must be room for beside the two slots', while one is chosen
 
     def kernel(self, slot: str) -> Path:
         """Where a slot's kernel image lies, or is to be put."""
 
     def state(self) -> BootState: ...
+
+    def forget(self, slot: str) -> None:
+        """Remove the slot's kernel images, durably: what is about to be overwritten must not start any more."""
 
     def prepare(self, slot: str) -> None:
         """All of `try_once` that does not change yet what starts: shows that the firmware takes it."""

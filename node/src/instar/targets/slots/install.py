@@ -194,7 +194,7 @@ class Install:
         """Make the slot not bootable, by name and by record. From which byte its image is to be written on."""
         self.platform.boot.prefer(other(slot))
         reach("os:preferred-running")
-        esp.remove(self.platform.boot.kernel(slot), self.kit.disk)
+        self.platform.boot.forget(slot)
         reach("os:poisoned")
         old = self.ledger.record(slot)
         if (old.state, old.digest) == ("writing", begin.digest):
@@ -252,7 +252,7 @@ class Install:
             self.read_back(slot, bundle, begin.tx)
         except MachineError as error:
             if error.code == "not-as-written":
-                esp.remove(self.platform.boot.kernel(slot), self.kit.disk)
+                self.platform.boot.forget(slot)
                 self.ledger.mark(slot, state="bad", why=error.text)
             raise
         reach("os:read-back")

@@ -7,12 +7,13 @@ whether this machine could take it. Only then is it ordered; what is refused has
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable
-from instar.core.releases import Release, version_key
+from instar.core.releases import Release
 from instar.core.system import LINE, check_mode, check_source
 from instar.host.records import read_artifacts
 from instar.targets.kit import TrustedTarget
@@ -23,6 +24,7 @@ from instar.updater.http.calls import Call, Services, json_body
 from instar.updater.orders import Updating
 
 KNOWN = ("bundle", "target", "activation", "override_cold_boot")
+FILE = re.compile(r"[^/]+-\d+\.\d+\.\d+(?:-[0-9a-z]+)?\.bundle")
 ABSENT = "no-such-target"
 FORMS = "NAME-VERSION, os/NAME-VERSION.bundle or https://host/path/NAME-VERSION.bundle"
 
@@ -87,18 +89,11 @@ def read_bundle(said: dict[str, Any]) -> Asked:
     folder, _, file = target.partition("/")
     try:
         check_path(target, "target")
-        if (folder, file[-7:]) != ("os", ".bundle") or "/" in file or not file.isprintable() or " " in file:
+        if folder != "os" or not file.isprintable() or " " in file or not FILE.fullmatch(file):
             raise InputError("bad-path", "it is no bundle's")
-        version_key(_version(file[:-7]))
     except InputError:
         raise _invalid(f"expected a bundle as {FORMS}, got {text!a:.200}") from None
     return Asked(target, source)
-
-
-def _version(name: str) -> str:
-    """Of NAME-N.N.N or NAME-N.N.N-word."""
-    before, _, last = name.rpartition("-")
-    return last if "." in last else f"{before.rpartition('-')[2]}-{last}"
 
 
 def _refuse_second(services: Services) -> None:

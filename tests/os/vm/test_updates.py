@@ -1,0 +1,45 @@
+"""Requirement O5, the short run: X installs Y by a reboot, Y installs Z by kexec, and then the firmware starts Z."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.os.vm import oracles
+from tests.os.vm.world import Machine, World, X, Y, Z
+
+pytestmark = [pytest.mark.os, pytest.mark.xdist_group("vm-updates")]
+
+
+def test_reboot_into_the_next_then_kexec_into_the_one_after(machine: Machine, world: World) -> None:
+    x, y, z = (world.image(version) for version in (X, Y, Z))
+    machine.start()
+
+    order = machine.update_os(world.publish(y), "reboot")
+    machine.up(Y)
+    ended = machine.ended(order)
+    assert ended["outcome"] == "confirmed", ended
+    assert (ended["slot"], ended["total"]) == ("b", y.root.stat().st_size)
+    assert ended["reused"] > 0.9 * ended["total"], ended  # the two differ in a few files
+    system = machine.reported(lambda seen: seen["slots"]["b"]["state"] == "good", "slot b that is good")
+    assert (system["running"], system["boot"]["order"]) == ("b", ["b", "a"])
+    assert [system["slots"][slot]["version"] for slot in "ab"] == [X, Y]
+    assert system["slots"]["b"]["cold_boot_seen"]
+
+    order = machine.update_os(world.publish(z), "kexec")
+    machine.up(Z, "kexec")
+    ended = machine.ended(order)
+    assert ended["outcome"] == "confirmed, cold boot not seen", ended
+    machine.power_off()
+
+    firmware, esp = oracles.Firmware.of(machine.vm.variables), oracles.Esp(machine.disk)
+    assert (firmware.slots, firmware.once) == ("ab", "")
+    assert esp.kernel("EFI/instar/a.efi").version == Z
+    assert esp.kernel("EFI/instar/b.efi").version == Y
+    assert esp.kernel(oracles.FALLBACK).version == Z  # always that of a slot that exists
+    assert oracles.holds(machine.disk, "a", z.root)
+    assert oracles.holds(machine.disk, "b", y.root)
+
+    machine.start(Z)
+    machine.reported(lambda seen: seen["slots"]["a"]["cold_boot_seen"], "a cold boot that was seen")
+    assert machine.versions() == [f"{X} firmware", f"{Y} firmware", f"{Z} kexec", f"{Z} firmware"]
+    assert not oracles.holds(machine.disk, "a", x.root)
