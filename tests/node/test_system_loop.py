@@ -118,7 +118,6 @@ def test_slots_are_looked_for_again_in_each_round(world: Systems) -> None:
     world.loop.round()
     world.loop.round()
     before = world.opened
-    world.system_wish = wish()
     world.loop.round()
     assert world.opened > before
 

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+from instar.core.errors import ServerRefused
 from instar_lab import machine as lab
 from tests.node.system_host import Hall, SystemHost
 from tests.node.tls_server import TlsServer, answer
@@ -205,6 +208,25 @@ def test_bytes_may_come_from_another_place_of_which_nothing_is_believed(hall: Ha
             made = host.call("POST", "/v1/update-os", asked)[1]
             done = host.finished(made["tx"])
         assert (done["state"], done["reason"]["code"]) == ("reverted", "altered-bundle"), done
+    finally:
+        host.close()
+
+
+def test_slots_that_are_not_there_are_told_and_found_once_they_are(hall: Hall, folder: Path) -> None:
+    host = SystemHost(hall, folder)
+    disk = host.machine.disk
+    try:
+        aside = disk.rename(disk.with_name("aside"))
+        host.start()
+        error = lab.wait_for(lambda: host.system()["error"], "a word about the slots", 30.0, host.said)
+        assert (error["code"], str(disk) in error["text"]) == ("disk-failed", True)
+        assert host.system()["slots"] == {}
+        with pytest.raises(ServerRefused, match=r"no-slots|disk-failed"):
+            host.update_os("lab-1.1.0", "none")
+        aside.rename(disk)
+        lab.wait_for(lambda: host.system()["running"] == "a", "slots again", 30.0, host.said)
+        assert host.system()["error"] is None
+        assert host.ended(host.update_os("lab-1.1.0", "none")["id"])["state"] == "confirmed"
     finally:
         host.close()
 

@@ -121,7 +121,7 @@ async def test_an_agent_that_comes_back_is_told_again_until_its_core_has_ended(n
             await channel.send("agentupdate-ended", id=told["id"], ok=False, code="recovery-running", text="")
         await channel.send("agentupdate-ended", id=told["id"], ok=True, code="", text="")
         await taking.state(node.world, node.id, "done")
-    assert (await phases(node))[-1] == ("recovery-ended", "")
+    await eventually(lambda: node.world.history(node.id)[0]["phase"] == "recovery-ended")
 
 
 async def test_what_cannot_be_recovered_is_refused(rescuing: World, node: Node) -> None:

@@ -23,6 +23,7 @@ ENTRIES = {
     "fetch-module": "instar.oneshot.module",
     "cycle": "instar.oneshot.cycle",
     "boot": "instar.oneshot.boot",
+    "boot-guard": "instar.oneshot.boot_guard",
 }
 COMMANDS = "instar.cli.main"  # everything that a person types
 RESIDENTS = ("agent", "updater")  # say what they are in their first word

@@ -27,7 +27,14 @@ PATTERNS: list[tuple[float, Callable[[int], bool]]] = [
     (0.4, lambda number: number % 3 == 1),
 ]
 NEVER = 10_000  # a cut that does not come
-WAYS = ["reboot", "kexec", "none", "rollback", "cold-boot"]
+WAYS = [
+    "reboot",
+    "kexec",
+    "none",
+    "over",
+    "rollback",
+    "cold-boot",
+]  # over: over a system that is there already
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +43,19 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Image, Image]:
     return small(folder, "1.0.0", 2), small(folder, "1.1.0", 3)
 
 
+@pytest.fixture(scope="module")
+def third(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    return small(tmp_path_factory.mktemp("third"), "1.0.5", 4)
+
+
 class Course:
     """One update, begun again and again from the same state, each time with the power cut elsewhere."""
 
-    def __init__(self, place: Path, pair: tuple[Image, Image], backend: str, way: str, fault: str) -> None:
-        self.place, self.pair, self.backend, self.way, self.fault = place, pair, backend, way, fault
+    def __init__(
+        self, place: Path, pair: tuple[Image, Image], third: Image, backend: str, way: str, fault: str
+    ) -> None:
+        self.place, self.pair, self.third = place, pair, third
+        self.backend, self.way, self.fault = backend, way, fault
         self.numbers = count()
 
     def prepared(self) -> System:
@@ -49,6 +64,13 @@ class Course:
         if self.way in ("rollback", "cold-boot"):
             assert system.update("reboot" if self.way == "rollback" else "kexec").state is State.CONFIRMED
             system.downs.clear()
+        if self.way == "over":
+            new = system.new
+            system.offer(self.third)
+            assert system.update("none", "tx-0").state is State.CONFIRMED
+            system.offer(new)
+            system.begin()
+            return system
         if self.fault:
             version = self.pair[0 if self.way == "rollback" else 1].version
             setattr(system, self.fault, {version})
@@ -66,6 +88,7 @@ class Course:
         system.close()
         disk = MachineDisk(system.folder, at, inside)
         system = powered(system, disk)
+        early = False  # whether the power went before anything was on trial
         try:
             system.go_on()
             system.power_on()  # the first cold boot after it
@@ -73,21 +96,23 @@ class Course:
             system.start()
         except PowerCut:
             system.close()
-            folder = self._folder()
+            folder, downs = self._folder(), system.downs
             disk.reboot(folder, keeps)
             system = powered(system, UNSYNCED, folder)
+            early = not downs and not system.journals.open_all()[-1].progress.data.get("down")
             if not torn(system.esp / FALLBACK):  # that, and an empty firmware, would be two faults at once
                 assert system.starts_without_variables(), "an empty firmware starts nothing"
             system.power_on()
         system.disk = UNSYNCED
         finished(system)
-        self.judge(system)
+        self.judge(system, early)
         system.close()
         return disk.was_cut
 
-    def judge(self, system: PoweredSystem) -> None:
+    def judge(self, system: PoweredSystem, early: bool) -> None:
         progress, (old, new) = system.journals.open_all()[-1].progress, self.pair
-        versions = {State.CONFIRMED: progress.begin.version, State.REVERTED: ""}
+        if early and not self.fault:
+            assert progress.state is State.CONFIRMED, "it is gone on with as if nothing had been"
         if self.way == "none":
             assert (progress.state, system.version) == (State.CONFIRMED, old.version)
             assert system.records()["b"].state == "installed"
@@ -102,7 +127,7 @@ class Course:
             assert progress.state is State.REVERTED
             assert system.version == (new if self.way == "rollback" else old).version
         elif progress.state is State.CONFIRMED:
-            assert system.version == versions[progress.state]
+            assert system.version == progress.begin.version
         else:
             assert system.version in (old.version, new.version)
         if self.way == "cold-boot" and self.fault:
@@ -144,10 +169,10 @@ def courses() -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("backend", "way", "fault"), list(courses()))
 def test_power_cut_at_every_call(
-    memory: Path, pair: tuple[Image, Image], backend: str, way: str, fault: str
+    memory: Path, pair: tuple[Image, Image], third: Image, backend: str, way: str, fault: str
 ) -> None:
     """Each call with one of the patterns, in turn."""
-    course = Course(memory, pair, backend, way, fault)
+    course = Course(memory, pair, third, backend, way, fault)
     assert not course.cut(NEVER, *PATTERNS[0])
     for at in count():
         if not course.cut(at, *PATTERNS[at % len(PATTERNS)]):
@@ -158,9 +183,9 @@ def test_power_cut_at_every_call(
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "way", "fault"), list(courses()))
 def test_power_cut_at_every_call_in_every_way(
-    memory: Path, pair: tuple[Image, Image], backend: str, way: str, fault: str
+    memory: Path, pair: tuple[Image, Image], third: Image, backend: str, way: str, fault: str
 ) -> None:
-    course = Course(memory, pair, backend, way, fault)
+    course = Course(memory, pair, third, backend, way, fault)
     for at in count():
         if not all([course.cut(at, *pattern) for pattern in PATTERNS]):  # noqa: C419 - each is played
             return

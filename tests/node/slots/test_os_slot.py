@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instar.core.errors import MachineError, ServerUnreachable
+from instar.core.errors import MachineError
 from instar.core.journal import Reason
 from instar.core.transaction import State
 from instar.host.records import read_quarantine
@@ -182,11 +182,9 @@ def test_slot_that_is_overwritten_is_not_what_an_empty_firmware_starts(
     system.update()
     system.running = "a"
     system.offer(images[2])
-    system.source_file.cut_after = 20_000
     system.begin("none", "tx-2")
     target, journal = system.target(), system.journals.open_all()[-1]
-    with pytest.raises(ServerUnreachable, match="ended early"):
-        target.stage(journal.progress, journal)
+    target.stage(journal.progress, journal)
     assert system.starts_without_variables()
     system.power_on()
     assert system.version == "1.0.0"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+from virt.firmware.efi.bootentry import BootEntry
+from virt.firmware.efi.devpath import DevicePath
 from virt.firmware.varstore.edk2 import Edk2VarStore
 
 from instar_lab.osimage.signing import OWNER, Keys
@@ -40,4 +43,23 @@ def without(path: Path, *names: str) -> None:
     variables = store.get_varlist()
     for name in names:
         del variables[name]
+    store.write_varstore(str(path), variables)
+
+
+def disarranged(path: Path, lose: str, foreign: str, stale: str) -> None:
+    """As firmware does it that 'repairs' its entries: the one that starts the file `lose` is gone, and BootOrder has a
+    foreign entry first, called `foreign`, then one of ours for a file that is nowhere, called `stale`."""
+    store = Edk2VarStore(str(path))
+    variables = store.get_varlist()
+    order = [number for (number,) in struct.iter_unpack("<H", bytes(variables["BootOrder"].data))]
+    for number in list(order):
+        entry = BootEntry(data=variables[f"Boot{number:04X}"].data)
+        if lose in str(entry.devicepath):
+            order.remove(number)
+            variables.delete(f"Boot{number:04X}")
+    made = [
+        variables.add_boot_entry(foreign, DevicePath.filepath("\\EFI\\OTHER\\OTHER.EFI")),
+        variables.add_boot_entry(stale, DevicePath.filepath("\\EFI\\instar\\c.efi")),
+    ]
+    variables["BootOrder"].set_boot_order([*made, *order])
     store.write_varstore(str(path), variables)

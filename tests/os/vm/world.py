@@ -232,12 +232,16 @@ class Machine:
 
     def up(self, version: str, via: str = "firmware", since: int | None = None) -> None:
         """Wait until the next system is up, and see that it is this one, started this way."""
+        self.appears(version, via, since)
+        self.wait("LAB ready", READY_S)
+
+    def appears(self, version: str, via: str = "firmware", since: int | None = None) -> None:
+        """As `up`, for a system that does not get any further than its first words."""
         line = self.wait("LAB up ", READY_S, since)
         assert f"version={version} via={via} " in line, f"expected {version} by {via}: {line}\n{self.words()}"
         self.since = 1 + next(
             n for n, text in enumerate(self.vm.lines()) if text == line and n >= (since or self.since)
         )
-        self.wait("LAB ready", READY_S)
 
     def versions(self, since: int = 0) -> list[str]:
         """All systems that came up, in order: ['1.0.0 firmware', '1.1.0 kexec']."""
@@ -296,6 +300,12 @@ class Machine:
         self.since = self.vm.mark
         body = {"bundle": bundle, "activation": activation, **more}
         return dict(self.world.server.api.post(f"/nodes/{self.id}/update-os", body))
+
+    def cold_boot(self) -> None:
+        """POST /nodes/{id}/cold-boot, now."""
+        self.reported(lambda system: system["running"], "a node that has told of its slots")
+        self.since = self.vm.mark
+        self.world.server.api.post(f"/nodes/{self.id}/cold-boot", {})
 
     def refused(self, bundle: str, activation: str | None, **more: Any) -> str:
         """The code with which the server refuses an order."""

@@ -12,7 +12,9 @@ import importlib.resources
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +42,7 @@ UUIDS = ("00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000
 COMMAND_LINE = "console=ttyS0 quiet loglevel=4 panic=-1 softlockup_panic=1"
 NAME, HARDWARE, ARCH = "lab", "instar-lab", "x86_64"
 SOURCES = ("initial.py", "rootfs.py", "signing.py", "uki.py", "variant.py", "packages.py")
+KEPT_S = 86_400.0
 INSIDE = ("first.sh", "process_one.py", "hands.py", "reboot")
 
 
@@ -69,8 +72,17 @@ def kept(version: str, cache: Path, broken: str = "", keys: Keys | None = None) 
             shutil.rmtree(unfinished, ignore_errors=True)
             make(version, unfinished, cache, broken, keys=keys)
             unfinished.rename(folder)
+            _sweep(folder, name.rpartition("-")[0])
     root, kernel, bundle = _files(folder, version)
     return Image(version, root, kernel, bundle, describe(bundle))
+
+
+def _sweep(kept: Path, prefix: str) -> None:
+    """Remove what was made of older sources, and is in no test's hands any more."""
+    for folder in kept.parent.glob(f"{prefix}-{'?' * 16}"):
+        if folder != kept and time.time() - folder.stat().st_mtime > KEPT_S:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
 
 
 def make(
@@ -111,14 +123,20 @@ def _files(folder: Path, version: str) -> tuple[Path, Path, Path]:
 
 def _inputs(cache: Path, keys: Keys | None) -> str:
     """A digest of what an image is made from, as far as it does not stand in its name."""
-    hashed = hashlib.sha256(kernel_package().encode())
-    here = Path(__file__).parent
-    inside = importlib.resources.files(guest)
-    for path in [*(here / name for name in SOURCES), *(inside / name for name in INSIDE)]:
-        hashed.update(json.dumps([path.name, hashlib.sha256(path.read_bytes()).hexdigest()]).encode())
+    hashed = hashlib.sha256(f"{OWN} {kernel_package()}".encode())
+    for name in INSIDE:
+        hashed.update(json.dumps([name, _digest(importlib.resources.files(guest) / name)]).encode())
     if keys is not None:
         hashed.update(keys.certificate("db").read_bytes())
     return hashed.hexdigest()
+
+
+def _digest(path: Traversable) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# Of the code that runs, which was read just now: the files may be others when it is asked for.
+OWN = " ".join(_digest(Path(__file__).with_name(name)) for name in SOURCES)
 
 
 def _kernel(out: Path, version: str, line: str, cache: Path, keys: Keys | None) -> None:

@@ -66,8 +66,9 @@ class Disk:
             view, offset = view[done:], offset + done
 
     def sync_open(self, fd: int) -> None:
-        """All that was written to this open file or device is on the disk when this returns."""
-        os.fsync(fd)
+        """All that was written to this open file or device is on the disk when this returns, its size too, but not
+        its times: a file's other blocks need no journal for that."""
+        os.fdatasync(fd)
 
     def write_variable(self, path: Path, data: bytes) -> None:
         """Give a file of efivarfs its whole content by one call, as the firmware wants it: there when this

@@ -64,7 +64,7 @@ class OsSlot:
             return Observation(current, previous)
         if activated["mode"] == "none" or activated["boot_id"] == self.kit.clock.boot_id():
             return Observation(progress.begin.release.name, previous)
-        if running != activated["slot"]:
+        if running != activated["slot"] and not self._is_untried(progress):
             text = f"slot {running or 'unknown'} came up in place of slot {activated['slot']}"
             return Observation(current, previous, Reason("fell-back", text))
         return Observation(progress.begin.release.name, previous)
@@ -154,7 +154,7 @@ class OsSlot:
 
     def _ask_for(self, progress: Progress, mode: str, slot: str) -> None:
         if progress.begin.cause == COLD_BOOT:
-            self.platform.boot.prefer(other(slot))
+            self.platform.boot.prefer(other(slot), trying=True)
             reach("os:preferred-other")
         if mode == "kexec":
             self.platform.kexec.load(self.platform.boot.kernel(slot), slot)
@@ -165,19 +165,38 @@ class OsSlot:
         activated = progress.data["activated"]
         if activated["mode"] == "none":
             return Outcome()
+        if self._is_untried(progress):
+            activated = self._load_again(activated, notes)
         if activated["boot_id"] == self.kit.clock.boot_id():
-            self._go_down(activated)
+            self._go_down(activated, notes)
         by = self.platform.booted_by()
         self.ledger.mark(str(activated["slot"]), booted_by=by)
         SlotTrial(self.kit, progress, notes).watch()
         return Outcome({"booted_by": by})
 
-    def _go_down(self, activated: dict[str, Any]) -> None:
+    def _is_untried(self, progress: Progress) -> bool:
+        """Whether the power went after the kernel was loaded for kexec, and before the machine went down for it: the
+        firmware knows nothing of it, and started the old system."""
+        activated = progress.data["activated"]
+        gone = (
+            activated["boot_id"] != self.kit.clock.boot_id() and self.platform.running() != activated["slot"]
+        )
+        return gone and activated["mode"] == "kexec" and not progress.data.get("down")
+
+    def _load_again(self, activated: dict[str, Any], notes: Notes) -> dict[str, Any]:
+        clock, slot = self.kit.clock, str(activated["slot"])
+        self.platform.kexec.load(self.platform.boot.kernel(slot), slot)
+        activated = {**activated, "boot_id": clock.boot_id(), "at": clock.boottime()}
+        notes.note({"activated": activated, "left_boot": clock.boot_id()})
+        return activated
+
+    def _go_down(self, activated: dict[str, Any], notes: Notes) -> None:
         """Let the caller have his answer first, then the machine goes down: this process ends with it."""
         clock = self.kit.clock
         left = activated["at"] + self.answer_s - clock.boottime()
         if left > 0:
             self.kit.sleep(left)
+        notes.note({"down": True})
         reach("os:down")
         self._down(str(activated["mode"]))
         text = f"the machine did not go down within {DOWN_WITHIN_S:g} s"
@@ -220,7 +239,7 @@ class OsSlot:
         if proven:
             self.platform.boot.prefer(slot)
             return
-        self.platform.boot.prefer(other(slot))
+        self.platform.boot.prefer(other(slot), trying=True)
         reach("os:preferred-other")
         self.platform.boot.try_once(slot)
 

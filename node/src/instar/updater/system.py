@@ -9,6 +9,7 @@ Imported when there is something to do with it: a node without `[os]` pays nothi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -35,6 +36,7 @@ from instar.updater.driving import Driving
 from instar.updater.orders import Orders, Updating
 
 NO_VERSION, NO_DIGEST = "0.0.0", "0" * 96  # of a system that nobody has named
+MOST_DRIFT = 16  # lines that a report may have
 COUNTING = "counting"  # as the protocol calls systemd-boot with its counting of tries
 
 log = logging.getLogger("instar.updater")
@@ -56,6 +58,7 @@ class System:
         self._lock = threading.Lock()
         self._fault: InstarError | None = None
         self._told: SystemProgress | None = None
+        self._repaired: list[str] = []  # what was not as we had left it at this updater's start
         self._obeyed = kit.layout.state / "os" / "cold-boot.json"
 
     # --- the machine
@@ -86,6 +89,7 @@ class System:
             slot.adopt()
             for done in slot.platform.boot.repair():
                 log.warning("boot entries: %s", done)
+                self._repaired.append(done)
         except (InstarError, OSError) as error:
             log.warning("the slots' records or boot entries cannot be put in order: %s", error)
         self._tell()
@@ -109,6 +113,8 @@ class System:
         is due. Raises as `Driving.drive` does."""
         if wanted.fault:
             log.warning("%s", wanted.fault)
+        with contextlib.suppress(InstarError):
+            self.slot()  # they may be there by now
         for journal in driving.unfinished():
             if journal.progress.begin.line == LINE:
                 driving.go_on(journal)
@@ -253,7 +259,8 @@ class System:
             state = platform.boot.state()
         except InstarError as error:
             return {**said, "error": error.as_json()}
-        boot = {"order": list(state.order), "once": state.once, "tries": state.tries, "drift": list(state.drift)}
+        drift = [*state.drift, *self._repaired][:MOST_DRIFT]
+        boot = {"order": list(state.order), "once": state.once, "tries": state.tries, "drift": drift}
         return {**said, "boot": boot}
 
     def _update(self) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ GIVEN = f"{DATA}/given"  # what the machine was delivered with: the program, its
 SETTINGS = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/instar")
 ROLES = ("updater", "agent")
 WATCHDOG = "/dev/watchdog"
-FEED_S, ENROL_S, STOP_S, GRACE_S = 5.0, 120, 40.0, 2.0
+FEED_S, ENROL_S, STOP_S, GRACE_S, GUARD_S = 5.0, 120, 40.0, 2.0, 20.0
 INTERPRETER = ("/usr/bin/python3", "-I", "-S")
 RESTART, POWER_OFF = 0x01234567, 0x4321FEDC  # reboot(2)
 LIBRARY = ctypes.CDLL(None, use_errno=True)
@@ -100,6 +100,15 @@ def node() -> None:
         with contextlib.suppress(FileNotFoundError):
             Path(STATE, "config.toml").write_bytes(Path(GIVEN, "config.toml").read_bytes())
     run(*INTERPRETER, f"{STATE}/launcher/instar.pyz", "start", "--state", STATE)
+
+
+def guard() -> None:
+    """Who ends a trial when the node's programs do not: started by the image, and not by them. Not at once, for
+    nearly always there is nothing to do, and the node is to come up first."""
+    time.sleep(GUARD_S)
+    if os.path.exists(f"{STATE}/launcher/instar.pyz"):
+        words = [*INTERPRETER, f"{STATE}/launcher/instar.pyz", "boot-guard", "--state", STATE]
+        subprocess.Popen(words, stdin=subprocess.DEVNULL)
 
 
 def alone() -> None:
@@ -195,6 +204,7 @@ def main() -> None:
     if "no-network" not in broken:
         network()
     subprocess.Popen([*INTERPRETER, "/usr/lib/hands.py"], stdin=subprocess.DEVNULL)
+    threading.Thread(target=guard, daemon=True).start()
     logs = {role: os.path.getsize(log_of(role)) if os.path.exists(log_of(role)) else 0 for role in ROLES}
     if "no-node" not in broken:
         node()

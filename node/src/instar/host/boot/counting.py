@@ -101,13 +101,14 @@ class Counting:
         # The loader looks entries up without their numbers.
         self._variables.write("LoaderEntryOneShot", _wide(f"instar-{slot}.efi"))
 
-    def prefer(self, slot: str) -> None:
+    def prefer(self, slot: str, trying: bool = False) -> None:
         self._call(slot, f"instar-{slot}.efi")  # it has passed: its tries are counted no more
         reach("boot:blessed")
         kept = [line for line in self._settings() if line.split()[:1] != ["default"]]
         text = "\n".join([f"default instar-{slot}*", *kept]) + "\n"
         esps.write_small(self._esp / SETTINGS, text.encode(), self._disk)
-        if self._slot_of(_text(self._variables.read("LoaderEntryOneShot"))) == other(slot):
+        once = self._slot_of(_text(self._variables.read("LoaderEntryOneShot")))
+        if once == other(slot) and not trying:
             self._variables.delete("LoaderEntryOneShot")
 
     def repair(self) -> list[str]:

@@ -32,11 +32,17 @@ def find(
     """The slots are the partitions `names` of `disk`, a device or an image file; `esp` is where its EFI system
     partition is mounted. Raises MachineError `no-gpt`, `no-partition`, `no-variables`, `disk-failed`."""
     partitions = gpt.partitions(disk)
-    slots = {
-        slot: _slot(disk, slot, gpt.named(partitions, name, disk))
-        for slot, name in zip(NAMES, names, strict=True)
+    return Found(find_slots(disk, names, partitions), _boot(partitions, disk, esp, memory, efivars, files))
+
+
+def find_slots(
+    disk: Path, names: tuple[str, str], partitions: list[gpt.Partition] | None = None
+) -> dict[str, Slot]:
+    """The slots alone. Raises MachineError `no-gpt`, `no-partition`, `disk-failed`; OSError."""
+    found = gpt.partitions(disk) if partitions is None else partitions
+    return {
+        slot: _slot(disk, slot, gpt.named(found, name, disk)) for slot, name in zip(NAMES, names, strict=True)
     }
-    return Found(slots, _boot(partitions, disk, esp, memory, efivars, files))
 
 
 def _slot(disk: Path, name: str, partition: gpt.Partition) -> Slot:

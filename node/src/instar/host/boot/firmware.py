@@ -100,7 +100,7 @@ class Firmware:
         reach("boot:ordered")
         self._variables.write("BootNext", order_bytes([self._entry(slot)]))
 
-    def prefer(self, slot: str) -> None:
+    def prefer(self, slot: str, trying: bool = False) -> None:
         self._check_image(slot)
         self._fall_back_to(slot)
         ours = [self._entry(slot)]
@@ -110,7 +110,7 @@ class Firmware:
         foreign = [number for number in self._order() if number not in ours]
         self._variables.write("BootOrder", order_bytes([*ours, *foreign]))
         once = order(self._variables.read("BootNext") or b"")
-        if once and once[0] in ours[1:]:
+        if once and once[0] in ours[1:] and not trying:
             self._variables.delete("BootNext")
         esps.write_small(self._memory, slot.encode(), self._disk)
 

@@ -60,8 +60,9 @@ class Boot(Protocol):
     def try_once(self, slot: str) -> None:
         """The next boot by firmware is of this slot, once; the one after it is as before."""
 
-    def prefer(self, slot: str) -> None:
-        """Every boot by firmware is of this slot, and of the other one only when this one cannot be started."""
+    def prefer(self, slot: str, trying: bool = False) -> None:
+        """Every boot by firmware is of this slot, and of the other one only when this one cannot be started.
+        `trying`: the other one stays the one that is tried next, if it is that."""
 
     def repair(self) -> list[str]:
         """Bring back what firmware or people have lost or changed of ours; what was done, in words."""

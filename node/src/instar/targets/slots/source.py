@@ -95,7 +95,7 @@ def index(slot: Slot, size: int) -> dict[str, Place]:
     """
     found: dict[str, Place] = {}
     digest, begin, at, count = hashlib.sha256(), 0, 0, 0
-    for data in read_through(slot, min(size, slot.size)):
+    for data in map(memoryview, read_through(slot, min(size, slot.size))):
         hashed = 0
         for start in range(0, len(data), BLOCK):
             count += 1
@@ -112,13 +112,13 @@ def index(slot: Slot, size: int) -> dict[str, Place]:
     return found
 
 
-def read_through(slot: Slot, size: int) -> Iterator[memoryview]:
-    """The first `size` bytes of a slot from the disk itself, piece by piece; a piece is gone with the next one.
+def read_through(slot: Slot, size: int) -> Iterator[bytes]:
+    """The first `size` bytes of a slot from the disk itself, piece by piece.
 
     Nothing stays in the page cache: it may be as large as the memory. Fewer bytes where the device ends before.
     Raises MachineError `disk-failed`.
     """
-    buffer, at = memoryview(bytearray(READ)), 0
+    at = 0
     try:
         fd = os.open(slot.device, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -127,14 +127,16 @@ def read_through(slot: Slot, size: int) -> Iterator[memoryview]:
             while at < size:
                 if size - at > AHEAD:
                     os.posix_fadvise(fd, slot.offset + at + AHEAD, READ, os.POSIX_FADV_WILLNEED)
-                count = os.preadv(fd, [buffer[: min(READ, size - at)]], slot.offset + at)
-                if not count:
+                data = os.pread(fd, min(READ, size - at), slot.offset + at)
+                if not data:
                     return
-                yield buffer[:count]
-                os.posix_fadvise(fd, slot.offset + at, count, os.POSIX_FADV_DONTNEED)
-                at += count
+                yield data
+                os.posix_fadvise(fd, slot.offset + at, len(data), os.POSIX_FADV_DONTNEED)
+                at += len(data)
         finally:
-            os.posix_fadvise(fd, slot.offset, slot.size, os.POSIX_FADV_DONTNEED)  # what lies across two pieces
+            os.posix_fadvise(
+                fd, slot.offset, slot.size, os.POSIX_FADV_DONTNEED
+            )  # what lies across two pieces
             os.close(fd)
     except OSError as error:
         raise failed("read", slot.device, error) from error

@@ -10,14 +10,14 @@ import contextlib
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 
-from instar.core.errors import InputError, InstarError, MachineError, TrustError
+from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable, TrustError
 from instar.host.boot.slots import Slot
 from instar.host.files import DISK, Disk, failed
 from instar.host.points import reach
 from instar.host.zstd import Decompress
-from instar.targets.slots.behind import Behind
+from instar.targets.slots.belt import Behind, Belt
 from instar.targets.slots.source import Frames, Place, read_through
 from instar.trust.bundle import BLOCK, MOST, Chunk, Image
 
@@ -93,6 +93,7 @@ class Writer:
 
         def tell() -> None:
             nonlocal told
+            self.done = behind.written - base
             if behind.safe > told:
                 told = behind.safe
                 checkpoint(told - base)
@@ -107,6 +108,7 @@ class Writer:
             tell()
             raise
         behind.finish()
+        self.done = behind.written - base
 
     def _some(
         self,
@@ -116,38 +118,44 @@ class Writer:
         frames: Opened,
         tell: Callable[[], None],
     ) -> None:
-        """All that is left, or what came before the running slot was found to differ."""
-        opened = frames([chunk for chunk in left if chunk.length and not self._has(source, chunk)])
-        try:
-            with contextlib.closing(iter(opened)) as coming:
-                while left:
-                    behind.put(self._slot.offset + left[0].offset, self._content(source, left[0], coming))
-                    chunk = left.popleft()
-                    self.done = chunk.offset + chunk.size
+        """All that is left, or what came before the running slot was found to differ. What was checked, and is
+        about to be written, is taken off `left`."""
+
+        def check(item: tuple[Chunk, bytes]) -> None:
+            chunk, frame = item
+            behind.put((self._slot.offset + chunk.offset, self._content(source, chunk, frame)), chunk.size)
+            left.popleft()
+
+        opened = frames([chunk for chunk in left if self._is_fetched(source, chunk)])
+        with contextlib.closing(iter(opened)) as coming, Belt("slot-checker", check) as checker:
+            try:
+                for chunk in tuple(left):
+                    frame = next(coming)[1] if self._is_fetched(source, chunk) else b""
+                    checker.put((chunk, frame), len(frame) or chunk.size)
                     tell()
-        except Differs:
-            self._local = {}
-        finally:
-            self.fetched += opened.fetched
+                checker.finish()
+            except (ServerUnreachable, TrustError):
+                checker.finish()
+                raise
+            except Differs:
+                self._local = {}
+            finally:
+                self.fetched += opened.fetched
 
     def _has(self, source: int | None, chunk: Chunk) -> bool:
         place = self._local.get(chunk.sha256)
         return source is not None and place is not None and place.size == chunk.size
 
-    def _content(self, source: int | None, chunk: Chunk, coming: Generator[tuple[Chunk, bytes]]) -> bytes:
-        """The chunk's bytes, as signed. Raises Differs, TrustError `altered-chunk`."""
+    def _is_fetched(self, source: int | None, chunk: Chunk) -> bool:
+        return chunk.length > 0 and not self._has(source, chunk)
+
+    def _content(self, source: int | None, chunk: Chunk, frame: bytes) -> bytes:
+        """The chunk's bytes, as signed, from its frame, or where it has none from the running slot. Raises Differs,
+        TrustError `altered-chunk`."""
         if not chunk.length:
             return ZEROS[: chunk.size]
-        if self._has(source, chunk):
-            assert source is not None
-            assert self._running is not None
-            place = self._local[chunk.sha256]
-            data = os.pread(source, place.size, self._running.offset + place.offset)
-            if hashlib.sha256(data).hexdigest() != chunk.sha256:
-                raise Differs
-            self.reused += len(data)
-            return data
-        _, frame = next(coming)
+        if not frame:
+            return self._taken(source, chunk)
         try:
             data = self._decompress(frame, chunk.size)
         except InputError as error:
@@ -157,14 +165,26 @@ class Writer:
             raise TrustError("altered-chunk", text)
         return data
 
+    def _taken(self, source: int | None, chunk: Chunk) -> bytes:
+        assert source is not None
+        assert self._running is not None
+        place = self._local[chunk.sha256]
+        data = os.pread(source, place.size, self._running.offset + place.offset)
+        if hashlib.sha256(data).hexdigest() != chunk.sha256:
+            raise Differs
+        self.reused += len(data)
+        return data
+
 
 def check_slot(image: Image, slot: Slot, progress: Callable[[int], None] = lambda _: None) -> None:
     """Read the slot back from the disk itself. Raises MachineError `not-as-written`."""
     whole, done = hashlib.sha256(), 0
-    for data in read_through(slot, image.size):
-        whole.update(data)
-        done += len(data)
-        progress(done)
+    with Belt("slot-reader", whole.update) as hashing:
+        for data in read_through(slot, image.size):
+            hashing.put(data, len(data))
+            done += len(data)
+            progress(done)
+        hashing.finish()
     if done != image.size or whole.hexdigest() != image.sha256:
         text = f"cannot trust slot {slot.name}: expected SHA-256 {image.sha256[:16]}…, got {whole.hexdigest()[:16]}…"
         raise MachineError("not-as-written", text)

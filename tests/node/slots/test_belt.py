@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from instar.host.files import Disk
-from instar.targets.slots.behind import HELD, Behind
+from instar.targets.slots.belt import HELD, Behind
 
 PIECE = 64 << 10
 WITHIN_S = 30.0
@@ -54,7 +54,7 @@ def test_all_is_written_and_synced_when_it_is_finished(fd: int) -> None:
     with Behind(disk, fd, PIECE, 3 * PIECE) as behind:
         assert behind.safe == PIECE
         for number, piece in enumerate(pieces(8), 1):
-            behind.put(number * PIECE, piece)
+            behind.put((number * PIECE, piece), PIECE)
         behind.finish()
         assert behind.safe == 9 * PIECE
     assert os.pread(fd, 9 * PIECE, 0) == bytes(PIECE) + b"".join(pieces(8))
@@ -66,7 +66,7 @@ def test_nothing_is_safe_before_it_is_synced(fd: int) -> None:
     disk.may_sync.clear()
     with Behind(disk, fd, 0, PIECE) as behind:
         for number, piece in enumerate(pieces(4)):
-            behind.put(number * PIECE, piece)
+            behind.put((number * PIECE, piece), PIECE)
         assert behind.safe == 0
         disk.may_sync.set()
         behind.finish()
@@ -79,12 +79,12 @@ def test_who_hands_over_goes_on_while_the_disk_syncs_until_too_much_waits(fd: in
     waits, put = threading.Event(), 0
     with Behind(disk, fd, 0, PIECE) as behind:
         for number in range(HELD // PIECE):
-            behind.put(number * PIECE, b"x" * PIECE)
+            behind.put((number * PIECE, b"x" * PIECE), PIECE)
             put += 1
         assert put == HELD // PIECE  # none of them has been synced, and the first one still is at it
 
         def one_more() -> None:
-            behind.put(put * PIECE, b"y" * PIECE)
+            behind.put((put * PIECE, b"y" * PIECE), PIECE)
             waits.set()
 
         asks = threading.Thread(target=one_more)
@@ -106,7 +106,7 @@ def test_what_goes_wrong_is_raised_where_the_chunks_come_from(fd: int, at: int, 
     disk = Told(at, fault)
     with pytest.raises(type(fault)), Behind(disk, fd, 0, 2 * PIECE) as behind:  # noqa: PT012
         for number in range(200):  # more than may wait: it must not wait for ever either
-            behind.put(number * PIECE, b"z" * PIECE)
+            behind.put((number * PIECE, b"z" * PIECE), PIECE)
         behind.finish()
     assert behind.safe <= at * PIECE
 
@@ -116,7 +116,7 @@ def test_what_waits_is_thrown_away_when_it_is_left_early(fd: int) -> None:
     disk.may_sync.clear()
     with pytest.raises(Cut), Behind(disk, fd, 0, PIECE) as behind:  # noqa: PT012
         for number in range(10):
-            behind.put(number * PIECE, b"z" * PIECE)
+            behind.put((number * PIECE, b"z" * PIECE), PIECE)
         threading.Timer(0.1, disk.may_sync.set).start()
         raise Cut
     assert disk.calls.count("write") < 10
