@@ -60,7 +60,7 @@ class NoFirmware:
     def try_once(self, slot: str) -> None:
         return
 
-    def prefer(self, slot: str) -> None:
+    def prefer(self, slot: str, trying: bool = False) -> None:
         return
 
     def repair(self) -> list[str]:

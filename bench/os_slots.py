@@ -4,7 +4,7 @@ long a machine is away.
 Ours is the whole way that an image takes on a node (bench.os_child): the order is there, the TUF metadata is
 brought up to date and verified, the bundle comes from a real server over TLS, every chunk is unpacked, checked,
 written and synced, then the slot is read back from the disk. RAUC's is `rauc install` of a bundle on the disk, in
-its plain format, with zstd, by its service. All write to the same file, by turns.
+its plain format, by its service. All write to the same file, by turns.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -41,7 +42,9 @@ SLOT_BYTES = 256 << 20
 UPDATE_S = 300.0
 LEAST = 3  # turns
 MB = 1e6
-PEER, DD = "RAUC 1.8, zstd (this run)", "dd conv=fsync (this run)"
+OURS, FIRST, DD = "ours", "ours, of a first system", "dd conv=fsync (this run)"
+# The one that counts first: as `rauc bundle` packs when nothing is said.
+PEERS = {"RAUC (this run)": "gzip", "RAUC with zstd (this run)": "zstd"}
 PACKAGE = "libexpat1"
 LIBRARY = "usr/lib/x86_64-linux-gnu"
 
@@ -130,6 +133,26 @@ def run(*words: str) -> str:
 # --- an image into a slot
 
 
+@dataclass(slots=True)
+class Turns:
+    """What each turn took, in seconds, and held at most, in bytes, by who it was."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peaks: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, who: str, told: Mapping[str, float]) -> None:
+        self.seconds.setdefault(who, []).append(told["seconds"])
+        self.peaks.setdefault(who, []).append(told.get("peak", 0.0) / MB)
+
+    def typical(self, *whose: str) -> dict[str, float]:
+        return {who: median(self.seconds[who]) for who in whose if who in self.seconds}
+
+    def ratios(self, other: str) -> tuple[float, ...]:
+        return tuple(
+            ours / theirs for ours, theirs in zip(self.seconds[OURS], self.seconds[other], strict=True)
+        )
+
+
 def into_slot(site: Site, turns: int, cache: Path) -> list[Figure]:
     image, other = site.folder / "image", site.folder / "other"
     os_images.mixed_image(image, IMAGE_BYTES)
@@ -140,34 +163,32 @@ def into_slot(site: Site, turns: int, cache: Path) -> list[Figure]:
     for path in slots.values():
         fill(path)
     known = os_images.manifest_of(other)
-    peer = theirs(image, slots[IDLE], site.folder, cache)
-    ours, first, installs, copies = [], [], [], []
-    with peer or nullcontext():
+    took = Turns()
+    with theirs(image, slots[IDLE], cache / bundle.stem, cache) or nullcontext() as peer:
         for turn in range(turns + 1):
-            took = one_turn(site, built, slots, known), one_turn(site, built, slots, None)
-            installed = peer.ask("install") if peer else {}
-            copied = copy(image, slots[IDLE])
-            if turn:  # the first one warms everything up
-                ours.append(took[0])
-                first.append(took[1])
-                installs.append(installed)
-                copies.append(copied)
-    return figures_of(ours, first, installs if peer else [], copies)
+            told = {OURS: one_turn(site, built, slots, known), FIRST: one_turn(site, built, slots, None)}
+            for name, compression in PEERS.items():
+                if peer:
+                    os.sync()
+                    told[name] = peer.ask(compression)
+            told[DD] = copy(image, slots[IDLE])
+            for who, each in told.items():
+                if turn:  # the first one warms everything up
+                    took.add(who, each)
+    return figures_of(took)
 
 
 def fill(path: Path) -> None:
     """Give a slot's file all its blocks: a partition has them, too."""
-    with path.open("r+b" if path.exists() else "wb") as out:
-        at = out.seek(0, os.SEEK_END)
+    with path.open("ab") as out:
+        at = out.tell()
         while at < SLOT_BYTES:
             at += out.write(b"\xff" * min(os_images.PIECE, SLOT_BYTES - at))
 
 
 def theirs(image: Path, slot: Path, folder: Path, cache: Path) -> rauc.Rauc | None:
     try:
-        bundle = folder / "bench.raucb"
-        rauc.make_bundle(image, bundle, cache)
-        return rauc.Rauc(bundle, slot, cache)
+        return rauc.Rauc(rauc.make_bundles(image, folder, cache), slot, cache)
     except PeerUnavailable as error:
         print(f"make bench: goes on without the peer: {error}", flush=True)
         return None
@@ -188,34 +209,28 @@ def copy(image: Path, slot: Path) -> dict[str, float]:
     return {"seconds": time.monotonic() - began}
 
 
-def figures_of(
-    ours: list[dict[str, float]],
-    first: list[dict[str, float]],
-    installs: list[dict[str, float]],
-    copies: list[dict[str, float]],
-) -> list[Figure]:
-    seconds = tuple(each["seconds"] for each in ours)
-    others = {DD: median(each["seconds"] for each in copies)}
-    peaks: dict[str, float] = {}
-    times = []
-    if installs:
-        others = {PEER: median(each["seconds"] for each in installs), **others}
-        peaks = {PEER: max(each["peak"] for each in installs) / MB}
-        ratios = tuple(each["seconds"] / its["seconds"] for each, its in zip(ours, installs, strict=True))
-        times = [Figure("200 MB image into a slot: our time by RAUC's, by turns", "×", ratios, 1.0)]
+def figures_of(took: Turns) -> list[Figure]:
+    figures = [
+        Figure(
+            "200 MB image into a slot, read back", "s", tuple(took.seconds[OURS]), None, took.typical(*PEERS, DD),
+            "ours fetches over TLS and reads back; theirs have a file, and do not",
+        )
+    ]  # fmt: skip
+    for name in PEERS:
+        if name in took.seconds:
+            aim = 1.0 if name == next(iter(PEERS)) else None
+            figures.append(
+                Figure(f"200 MB image into a slot: our time by that of {name}", "×", took.ratios(name), aim)
+            )
+    peaks = tuple(took.peaks[OURS] + took.peaks[FIRST])
+    its = {name: max(took.peaks[name]) for name in PEERS if name in took.peaks}
     return [
+        *figures,
         Figure(
-            "200 MB image into a slot, read back", "s", seconds, None, others,
-            "ours fetches over TLS, and reads back; theirs have the file, and do not",
+            "200 MB image into a slot, of a node whose system we have not installed", "s", tuple(took.seconds[FIRST]),
+            note="what runs is read once, whole",
         ),
-        *times,
-        Figure(
-            "the same on a node whose system was never installed by us", "s",
-            tuple(each["seconds"] for each in first), None, {}, "what runs is read once, whole",
-        ),
-        Figure(
-            "peak memory of it", "MB", tuple(each["peak"] / MB for each in [*ours, *first]), 40.0, peaks,
-        ),
+        Figure("peak memory of an update with a 200 MB image", "MB RSS", peaks, 40.0, its),
     ]  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """RAUC in a place of its own: a bus, its service, and installations, asked by words on stdin.
 
-    python -m bench.peers.rauc_inside FOLDER BUNDLE SLOT
+    python -m bench.peers.rauc_inside FOLDER SLOT BUNDLE…
 
-FOLDER holds `cert.pem`; `install` answers {"seconds","peak"}: from the start of `rauc install` to its end, and
-the most memory that its service ever held, in bytes. Nothing of this machine's boot is touched: RAUC's bootloader
+FOLDER holds `cert.pem`. A word is the name of a bundle's file, without its ending: it is installed. The answer is
+{"seconds","peak"}: from the start of `rauc install` to its end, and the most memory that its service ever held, in
+bytes. Nothing of this machine's boot is touched: RAUC's bootloader
 is its `noop`, the bus is our own, its mounts are in our own namespace.
 """
 
@@ -43,8 +44,7 @@ bootname=B
 
 
 class Rauc:
-    def __init__(self, folder: Path, bundle: Path, slot: Path) -> None:
-        self._bundle = bundle
+    def __init__(self, folder: Path, slot: Path) -> None:
         bus = folder / "bus"
         (folder / "mounts").mkdir()
         (folder / "running").touch()
@@ -73,9 +73,9 @@ class Rauc:
             stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=sys.stderr,
         )  # fmt: skip
 
-    def install(self) -> dict[str, float]:
+    def install(self, bundle: Path) -> dict[str, float]:
         began = time.monotonic()
-        done = self._run("install", str(self._bundle), within_s=INSTALL_S)
+        done = self._run("install", str(bundle), within_s=INSTALL_S)
         seconds = time.monotonic() - began
         if done.returncode != 0:
             raise SystemExit(f"expected RAUC to install, it ended with {done.returncode}")
@@ -87,13 +87,12 @@ def peak(pid: int) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
-def main(folder: Path, bundle: Path, slot: Path) -> None:
-    rauc = Rauc(folder, bundle, slot)
+def main(folder: Path, slot: Path, *bundles: Path) -> None:
+    rauc, named = Rauc(folder, slot), {bundle.stem: bundle for bundle in bundles}
     print("{}", flush=True)
-    answers = {"install": rauc.install}
     for line in sys.stdin:
-        print(json.dumps(answers[line.strip()]()), flush=True)
+        print(json.dumps(rauc.install(named[line.strip()])), flush=True)
 
 
 if __name__ == "__main__":
-    main(*(Path(word) for word in sys.argv[1:4]))
+    main(*(Path(word) for word in sys.argv[1:]))

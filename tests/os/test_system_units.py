@@ -37,6 +37,7 @@ def test_updater_of_a_node_with_slots_may_use_them_and_starts_without_them_too(n
         "cap_dac_override",
         "cap_linux_immutable",
         "cap_sys_boot",
+        "cap_sys_rawio",
     }
     assert "kexec_file_load" in bounds["SystemCallFilter"].split()
     # There is no /efi yet, and no disk: the updater answers all the same, and says so.

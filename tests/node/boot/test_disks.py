@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -236,6 +237,43 @@ def test_image_that_goes_is_held_until_its_folder_is_on_the_disk(tmp_path: Path)
     esp.remove(path, disk)
     assert disk.held == [True]
     esp.remove(path, disk)  # absent is fine
+
+
+def crossed(folder: Path, kept: str, left: str) -> tuple[Path, Path]:
+    """Two names on the same blocks: on vfat a cut rename makes them, here a hard link. Skips where nobody can tell
+    where a file lies."""
+    one, two = folder / kept, folder / left
+    one.write_bytes(os.urandom(9000))
+    with one.open("rb") as file:
+        os.fsync(file.fileno())
+        try:
+            fcntl.ioctl(file, esp.FIBMAP, struct.pack("i", 0))
+        except PermissionError:
+            pass  # the same content tells as much
+        except OSError:
+            pytest.skip("this file system does not tell where a file lies")
+    os.link(one, two)
+    return one, two
+
+
+def test_name_on_the_clusters_of_another_file_is_set_aside(tmp_path: Path) -> None:
+    """To remove it would free them: vfat knows no hard links."""
+    kept, left = crossed(tmp_path, "a.efi", "a.efi.new")
+    (tmp_path / "b.efi.new").write_bytes(b"cut off")
+    data = kept.read_bytes()
+    for number in (1, 2):
+        text = f"set a.efi.new aside as a.efi.new.shared{number}: it lies on the clusters of a.efi; a write was cut off"
+        assert text in esp.sweep(tmp_path)
+        assert not left.exists()
+        assert kept.stat().st_nlink == 1 + number, "none of its names was removed"
+        os.link(kept, left)
+    new = os.urandom(9000)
+    esp.place(io.BytesIO(new), 9000, hashlib.sha256(new).hexdigest(), kept)
+    aside = sorted(name for name in os.listdir(tmp_path) if name != "a.efi")
+    assert aside == ["a.efi.new.shared1", "a.efi.new.shared2", "a.efi.new.shared3"]
+    assert {(tmp_path / name).read_bytes() for name in aside} == {data}, "it was written over"
+    assert kept.read_bytes() == new
+    assert esp.sweep(tmp_path) == []
 
 
 def test_wrong_or_short_image_leaves_the_old_one(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node.slots.system import Image, System
+from tests.node.slots.images import Image
+from tests.node.slots.system import System
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from instar.host.files import Disk
 from tests.node.powercut import Entry, PowerCut, PowerDisk, look
-from tests.node.slots.system import Image, System
+from tests.node.slots.images import Image
+from tests.node.slots.system import System
 
 
 class MachineDisk(PowerDisk):

@@ -7,10 +7,8 @@ down, and kexec. A `System` can be picked up again from its folder, as after a p
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,15 +34,12 @@ from instar.targets.os_slot import OsSlot
 from instar.targets.slots.platform import Platform, SystemProgress
 from instar.targets.slots.records import SlotRecord, read_records, write_records
 from instar.trust import pe
-from instar.trust.bundle import HEAD, manifest_length
-from instar_server.trust.bundle import About, Built, build
 from tests.node.boot.played import DRIVE
-from tests.node.boot.test_disks import image as kernel_image
+from tests.node.slots.images import MARK, Image
 from tests.node.slots.test_writer import File
 from tests.node.world import PASS, UNSYNCED, FakeAgent, FakeClock, Quiet
 
 SLOT_BYTES = 512 << 10
-MARK = "roothash="
 MOST_BOOTS = 20
 
 
@@ -63,33 +58,6 @@ class SystemClock(FakeClock):
     def reboot(self) -> None:
         self.past += self.now
         super().reboot()
-
-
-class Image:
-    """One version: a root, a kernel that names its hash, both in a bundle. `size` of the root in bytes."""
-
-    def __init__(self, folder: Path, version: str, seed: int, size: int = 240 << 10, **about: object) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.version = version
-        same = size * 5 // 6
-        self.root = random.Random(1).randbytes(same) + random.Random(seed).randbytes(size - same)
-        self.hash = hashlib.sha256(self.root).hexdigest()
-        line = f"quiet {MARK}{self.hash}"
-        self.kernel = kernel_image({".linux": b"k" * 5000, ".initrd": b"i" * 5000, ".cmdline": line.encode()})
-        root, kernel, self.bundle = (folder / f"{version}.{kind}" for kind in ("root", "kernel", "bundle"))
-        root.write_bytes(self.root)
-        kernel.write_bytes(self.kernel)
-        said = {"compatible": ("board",), "arch": "x86_64", **about}
-        self.built: Built = build(About("lab", version, **said), root, kernel, self.bundle)  # type: ignore[arg-type]
-
-    @property
-    def bundle_manifest(self) -> bytes:
-        data = self.bundle.read_bytes()
-        return data[HEAD : HEAD + manifest_length(data[:HEAD])]
-
-    @property
-    def release(self) -> Release:
-        return Release(self.version, str(self.built.custom["digest"]))
 
 
 class System:
@@ -207,6 +175,18 @@ class System:
             lost.close()
             shutil.rmtree(copy)
 
+    def images_without_a_root(self) -> list[str]:
+        """Whole kernel images on the partition whose system lies in no slot: they would never come up."""
+        found = [path for path in sorted(self.esp.rglob("*")) if path.is_file() and _whole(path)]
+        return [path.name for path in found if not self._slot_of(path.read_bytes())]
+
+    def _slot_of(self, kernel: bytes) -> str:
+        """The slot with the root that a kernel image names."""
+        file = io.BytesIO(kernel)
+        wanted = pe.read(file, pe.sections(file)[".cmdline"], 4096).decode().partition(MARK)[2].split()[0]
+        version = next((image.version for image in self.images if image.hash == wanted), "")
+        return next((slot for slot in self.slots if version and self._holds(slot) == version), "")
+
     def _chosen(self) -> bytes | None:
         """The kernel image that the firmware, or the loader that it starts, takes."""
         path = self._by_loader() if self.backend == "counting" else self._by_firmware()
@@ -247,13 +227,9 @@ class System:
         self.kexec_loaded, self.running = None, ""
         if kernel is None:
             return False
-        file = io.BytesIO(kernel)
-        wanted = pe.read(file, pe.sections(file)[".cmdline"], 4096).decode().partition(MARK)[2].split()[0]
+        slot = self._slot_of(kernel)
         panics = self.panics | (self.panics_cold if self.booted == "firmware" else set())
-        image = next((image for image in self.images if image.hash == wanted), None)
-        if image is None or image.version in panics:
-            return False
-        self.running = next((slot for slot in self.slots if self._holds(slot) == image.version), "")
+        self.running = slot if slot and self._holds(slot) not in panics else ""
         return bool(self.running)
 
     def reboot(self) -> None:

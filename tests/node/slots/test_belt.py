@@ -1,4 +1,5 @@
-"""Writing behind: in order, synced on the way, bounded; whatever goes wrong in the thread is told, and none is left."""
+"""A belt, and writing behind: in order, synced on the way, bounded; what goes wrong in the thread is told, and no
+thread is left."""
 
 from __future__ import annotations
 
@@ -76,24 +77,25 @@ def test_nothing_is_safe_before_it_is_synced(fd: int) -> None:
 def test_who_hands_over_goes_on_while_the_disk_syncs_until_too_much_waits(fd: int) -> None:
     disk = Told()
     disk.may_sync.clear()
-    waits, put = threading.Event(), 0
+    room, put = HELD // PIECE, threading.Semaphore(0)
     with Behind(disk, fd, 0, PIECE) as behind:
-        for number in range(HELD // PIECE):
-            behind.put((number * PIECE, b"x" * PIECE), PIECE)
-            put += 1
-        assert put == HELD // PIECE  # none of them has been synced, and the first one still is at it
 
-        def one_more() -> None:
-            behind.put((put * PIECE, b"y" * PIECE), PIECE)
-            waits.set()
+        def hand_over() -> None:
+            for number in range(4 * room):
+                behind.put((number * PIECE, b"y" * PIECE), PIECE)
+                put.release()
 
-        asks = threading.Thread(target=one_more)
-        asks.start()
-        assert not waits.wait(0.2)
+        hands = threading.Thread(target=hand_over)
+        hands.start()
+        for _ in range(room):  # none of them has been synced: the first one still is at it
+            assert put.acquire(timeout=WITHIN_S)
+        put.acquire(timeout=0.2)  # the one in work may have made room for one more
+        assert not put.acquire(timeout=0.2)
+        assert "sync" not in disk.calls
         disk.may_sync.set()
-        assert waits.wait(WITHIN_S)
-        asks.join(WITHIN_S)
+        hands.join(WITHIN_S)
         behind.finish()
+        assert behind.safe == 4 * room * PIECE
 
 
 class Cut(BaseException):
@@ -115,8 +117,8 @@ def test_what_waits_is_thrown_away_when_it_is_left_early(fd: int) -> None:
     disk = Told()
     disk.may_sync.clear()
     with pytest.raises(Cut), Behind(disk, fd, 0, PIECE) as behind:  # noqa: PT012
-        for number in range(10):
+        for number in range(6):
             behind.put((number * PIECE, b"z" * PIECE), PIECE)
         threading.Timer(0.1, disk.may_sync.set).start()
         raise Cut
-    assert disk.calls.count("write") < 10
+    assert disk.calls.count("write") < 6

@@ -11,7 +11,8 @@ from instar.core.journal import Reason
 from instar.core.transaction import Event, State, Step
 from instar.engine.driver import abandon, drive
 from instar.engine.target import NotNow
-from tests.node.slots.system import Image, System
+from tests.node.slots.images import Image
+from tests.node.slots.system import System
 from tests.node.world import Quiet
 
 

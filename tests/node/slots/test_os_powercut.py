@@ -6,6 +6,7 @@ firmware, the updater goes on, and what a cold boot comes to must be a whole sys
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -16,10 +17,14 @@ from instar.core.transaction import State
 from instar.host.boot.firmware import FALLBACK
 from instar.host.records import read_quarantine
 from tests.node.powercut import PowerCut
-from tests.node.slots.powered import SMALL, MachineDisk, PoweredSystem, powered, small
-from tests.node.slots.system import Image, System
+from tests.node.slots.images import Image
+from tests.node.slots.powered import SMALL, MachineDisk, powered, small
+from tests.node.slots.system import System
 from tests.node.world import UNSYNCED
 
+Cut = tuple[
+    int, float, Callable[[int], bool]
+]  # at which call, how far it comes, and what is kept of the rest
 PATTERNS: list[tuple[float, Callable[[int], bool]]] = [
     (0.0, lambda _: False),
     (1.0, lambda _: True),
@@ -27,6 +32,7 @@ PATTERNS: list[tuple[float, Callable[[int], bool]]] = [
     (0.4, lambda number: number % 3 == 1),
 ]
 NEVER = 10_000  # a cut that does not come
+TWICE, MOST_CALLS = 80, 60
 WAYS = [
     "reboot",
     "kexec",
@@ -82,34 +88,47 @@ class Course:
     def _folder(self) -> Path:
         return self.place / str(next(self.numbers))
 
-    def cut(self, at: int, inside: float, keeps: Callable[[int], bool]) -> bool:
-        """Whether the power went; all that must hold is asserted."""
-        system = self.prepared()
-        system.close()
-        disk = MachineDisk(system.folder, at, inside)
-        system = powered(system, disk)
-        early = False  # whether the power went before anything was on trial
-        try:
-            system.go_on()
-            system.power_on()  # the first cold boot after it
-            disk.settle()
-            system.start()
-        except PowerCut:
+    def cut(self, *cuts: Cut) -> bool:
+        """Whether the power went each time; all that must hold is asserted."""
+        system, early, went = self.prepared(), len(cuts) == 1, True
+        for at, inside, keeps in cuts:
             system.close()
-            folder, downs = self._folder(), system.downs
-            disk.reboot(folder, keeps)
-            system = powered(system, UNSYNCED, folder)
-            early = not downs and not system.journals.open_all()[-1].progress.data.get("down")
-            if not torn(system.esp / FALLBACK):  # that, and an empty firmware, would be two faults at once
-                assert system.starts_without_variables(), "an empty firmware starts nothing"
-            system.power_on()
+            disk = MachineDisk(system.folder, at, inside)
+            system = powered(system, disk)
+            try:
+                self.run(system, disk)
+                early, went = False, False
+                break
+            except PowerCut:
+                system = self.found(system, disk, keeps)
+                data = system.journals.open_all()[-1].progress.data
+                early = early and not system.downs and not data.get("down")
+                system.power_on()
         system.disk = UNSYNCED
         finished(system)
         self.judge(system, early)
         system.close()
-        return disk.was_cut
+        return went
 
-    def judge(self, system: PoweredSystem, early: bool) -> None:
+    def run(self, system: System, disk: MachineDisk) -> None:
+        """All of the update, and the first cold boot after it."""
+        system.go_on()
+        system.power_on()
+        disk.settle()
+        system.start()
+
+    def found(self, system: System, disk: MachineDisk, keeps: Callable[[int], bool]) -> System:
+        """What the power cut has left."""
+        system.close()
+        folder = self._folder()
+        disk.reboot(folder, keeps)
+        left = powered(system, UNSYNCED, folder)
+        if not torn(left.esp / FALLBACK):  # that, and an empty firmware, would be two faults at once
+            assert left.starts_without_variables(), "an empty firmware starts nothing"
+        assert left.images_without_a_root() == []
+        return left
+
+    def judge(self, system: System, early: bool) -> None:
         progress, (old, new) = system.journals.open_all()[-1].progress, self.pair
         if early and not self.fault:
             assert progress.state is State.CONFIRMED, "it is gone on with as if nothing had been"
@@ -141,7 +160,7 @@ def torn(path: Path) -> bool:
     return path.exists() and path.stat().st_size == 0
 
 
-def finished(system: PoweredSystem) -> None:
+def finished(system: System) -> None:
     """Go on to the end; then two cold boots, which come to one and the same system."""
     assert system.go_on().finished
     assert not list(system.layout.journal.glob("*.unreadable"))
@@ -153,6 +172,7 @@ def finished(system: PoweredSystem) -> None:
         record = system.records()[system.running]
         assert (record.version, record.state in ("good", "installed", "unknown")) == (system.version, True)
         assert system.starts_without_variables()
+        assert system.images_without_a_root() == []
     assert seen[0] == seen[1] != "?"
     assert system.boot.state().drift == ()
 
@@ -173,9 +193,9 @@ def test_power_cut_at_every_call(
 ) -> None:
     """Each call with one of the patterns, in turn."""
     course = Course(memory, pair, third, backend, way, fault)
-    assert not course.cut(NEVER, *PATTERNS[0])
+    assert not course.cut((NEVER, *PATTERNS[0]))
     for at in count():
-        if not course.cut(at, *PATTERNS[at % len(PATTERNS)]):
+        if not course.cut((at, *PATTERNS[at % len(PATTERNS)])):
             assert at > 20
             return
 
@@ -187,5 +207,22 @@ def test_power_cut_at_every_call_in_every_way(
 ) -> None:
     course = Course(memory, pair, third, backend, way, fault)
     for at in count():
-        if not all([course.cut(at, *pattern) for pattern in PATTERNS]):  # noqa: C419 - each is played
+        if not all([course.cut((at, *pattern)) for pattern in PATTERNS]):  # noqa: C419 - each is played
             return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "way", "fault"), list(courses()))
+def test_power_that_goes_twice(
+    memory: Path, pair: tuple[Image, Image], third: Image, backend: str, way: str, fault: str
+) -> None:
+    """The second time while the first is being put right."""
+    course, chance = (
+        Course(memory, pair, third, backend, way, fault),
+        random.Random(f"{backend} {way} {fault}"),
+    )
+    twice = 0
+    for _ in range(TWICE):
+        first, second = chance.randrange(MOST_CALLS), chance.randrange(MOST_CALLS)
+        twice += course.cut((first, *chance.choice(PATTERNS)), (second, *chance.choice(PATTERNS)))
+    assert twice

@@ -16,7 +16,8 @@ from instar.engine.driver import drive
 from instar.engine.target import Failed, NotNow
 from instar.host.records import read_quarantine
 from instar.targets.kit import TrustedTarget
-from tests.node.slots.system import Image, System, reason
+from tests.node.slots.images import Image
+from tests.node.slots.system import System, reason
 from tests.node.world import Quiet
 
 
@@ -168,7 +169,7 @@ def test_source_that_never_answers_is_given_up(system: System) -> None:
     (journal,) = system.journals.open_all()
     with pytest.raises(NotNow):
         drive(journal, system.target(), Quiet())
-    system.clock.sleep(901.0)
+    system.clock.sleep(3001.0)
     progress = drive(journal, system.target(), Quiet())
     assert (progress.state, reason(progress)) == (State.REVERTED, "server-unreachable")
 

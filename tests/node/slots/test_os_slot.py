@@ -12,7 +12,8 @@ from instar.core.transaction import State
 from instar.host.records import read_quarantine
 from instar.targets.kit import Verdict
 from instar.targets.slots.platform import SystemProgress
-from tests.node.slots.system import Image, System, reason
+from tests.node.slots.images import Image
+from tests.node.slots.system import System, reason
 
 
 @pytest.mark.parametrize("mode", ["reboot", "kexec"])

@@ -18,6 +18,7 @@ import pytest
 from instar_lab.osimage.packages import missing
 from tests.os.vm.world import Machine, World, X
 
+pytest.register_assert_rewrite("tests.os.vm.falls")
 KEEP = "INSTAR_OS_KEEP"  # a folder for the serial lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from instar_lab.osimage.disk import AT_MIB, MIB
 from instar_lab.osimage.variant import Image
 from tests.os.vm import oracles
 from tests.os.vm.world import Machine, X
@@ -25,12 +26,12 @@ def comes_back(machine: Machine, order: dict[str, Any], code: str, version: str 
 
 def is_kept_out(machine: Machine, order: dict[str, Any]) -> None:
     """On the node: the version is in quarantine, the slot known as bad; the boot order is as it was."""
-    entries = json.loads(machine.do("cat /data/instar/quarantine.json"))
-    assert order["digest"] in json.dumps(entries), entries
     system = machine.reported(lambda seen: seen["slots"]["b"]["state"] == "bad", "slot b that is bad")
     assert (system["running"], system["boot"]["order"], system["boot"]["once"]) == ("a", ["a", "b"], ""), (
         system
     )
+    entries = json.loads(machine.do("cat /data/instar/quarantine.json"))
+    assert order["digest"] in json.dumps(entries), entries
 
 
 def starts_from_a(machine: Machine, image: Image, kernel_b: str = "") -> None:
@@ -43,3 +44,12 @@ def starts_from_a(machine: Machine, image: Image, kernel_b: str = "") -> None:
     assert oracles.holds(machine.disk, "a", image.root)
     if kernel_b:
         assert esp.kernel("EFI/instar/b.efi").version == kernel_b
+
+
+def flip(machine: Machine, slot: str, at: int) -> None:
+    """One bit of a slot of a machine that is off."""
+    with machine.disk.open("r+b") as file:
+        file.seek(AT_MIB[slot] * MIB + at)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes((byte ^ 0x10,)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 
 from tests.os.vm import oracles
@@ -11,10 +14,14 @@ pytestmark = [pytest.mark.os, pytest.mark.xdist_group("vm-all-the-way")]
 UNSEEN = "confirmed, cold boot not seen"
 
 
-def stands(machine: Machine, order: str, a: str, b: str) -> None:
-    """With the machine off: the boot order, and whole systems of these versions in both slots."""
+def is_good(slot: str, system: dict[str, Any]) -> bool:
+    return bool(system["slots"][slot]["state"] == "good")
+
+
+def stands(machine: Machine, order: str, a: str, b: str, once: str = "") -> None:
+    """With the machine off: the boot order, what is tried `once`, whole systems of these versions in both slots."""
     firmware, esp = oracles.Firmware.of(machine.vm.variables), oracles.Esp(machine.disk)
-    assert (firmware.slots, firmware.once) == (order, ""), firmware
+    assert (firmware.slots, firmware.once) == (order, once and f"\\EFI\\instar\\{once}.efi"), firmware
     assert esp.kernel(oracles.FALLBACK).version == (a if order[0] == "a" else b)
     for slot, version in (("a", a), ("b", b)):
         assert esp.kernel(f"EFI/instar/{slot}.efi").version == version
@@ -28,7 +35,7 @@ def test_by_reboot(machine: Machine, world: World) -> None:
         machine.up(version)
         ended = machine.ended(order)
         assert (ended["outcome"], ended["slot"]) == ("confirmed", running), ended
-        system = machine.reported(lambda seen, slot=running: seen["slots"][slot]["state"] == "good", "good")
+        system = machine.reported(partial(is_good, running), f"slot {running} that is good")
         assert (system["running"], system["boot"]["order"][0]) == (running, running)
     machine.power_off()
     stands(machine, "ab", a=Z, b=Y)
@@ -60,7 +67,7 @@ def test_by_kexec_overridden_once_and_proven_once(machine: Machine, world: World
     machine.up(X, "kexec")
     assert machine.ended(order)["outcome"] == UNSEEN
     machine.power_off()
-    stands(machine, "ab", a=Z, b=X)
+    stands(machine, "ab", a=Z, b=X, once="b")
     machine.start(X)  # the one try of the firmware that a confirmed one has
     machine.reported(lambda seen: seen["slots"]["b"]["cold_boot_seen"], "a cold boot that was seen")
     assert machine.versions() == [

@@ -10,7 +10,7 @@ from tests.os.vm.falls import comes_back, is_kept_out, starts_from_a
 from tests.os.vm.world import Machine, World, X, settings
 
 pytestmark = [pytest.mark.os, pytest.mark.xdist_group("vm-silent")]
-LEASE_S = 60.0
+LEASE_S = 30.0
 LEFT_S = 600.0
 
 

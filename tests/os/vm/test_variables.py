@@ -76,11 +76,12 @@ def all_is_lost_in_a_trial(machine: Machine, world: World, y: Image) -> None:
 
 def put_right(machine: Machine, running: str) -> dict[str, Any]:
     """What the node tells of its boot entries once it has made that of slot B again."""
+    again = "made the entry of slot b again"
     system = machine.reported(
-        lambda seen: "made the entry of slot b again" in seen["boot"]["drift"],
+        lambda seen: seen["running"] == running and again in seen["boot"]["drift"],
         "boot entries that are made again",
     )
-    assert (system["running"], system["boot"]["order"]) == (running, ["b", "a"]), system
+    assert system["boot"]["order"] == ["b", "a"], system
     return dict(system["boot"])
 
 

@@ -60,6 +60,7 @@ slots = ["instar-system-a", "instar-system-b"]
 esp = "/efi"
 hardware = "{hardware}"
 answer_s = 1.0
+guard_s = 60.0
 
 [trial]
 hold_s = 1.0

@@ -117,13 +117,17 @@ class Fat:
             at = self._table[at] & MASK
         return found
 
+    def offset(self, cluster: int) -> int:
+        """Where a cluster begins, in bytes."""
+        return int(self._data) + (cluster - 2) * int(self.cluster_bytes)
+
     def _content(self, chain: list[int]) -> bytes:
         pieces, first = [], 0
         while first < len(chain):
             last = first
             while last + 1 < len(chain) and chain[last + 1] == chain[last] + 1:
                 last += 1
-            start = self._data + (chain[first] - 2) * self.cluster_bytes
+            start = self.offset(chain[first])
             pieces.append(self._view[start : start + (last - first + 1) * self.cluster_bytes])
             first = last + 1
         return b"".join(pieces)

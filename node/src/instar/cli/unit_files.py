@@ -165,6 +165,8 @@ PrivateDevices=no
 ReadWritePaths=-{esp}
 # Boot entries are immutable files of efivarfs:
 CapabilityBoundingSet=CAP_LINUX_IMMUTABLE
+# Where a file lies on the EFI system partition, so that no name is removed that shares its clusters (FIBMAP):
+CapabilityBoundingSet=CAP_SYS_RAWIO
 # kexec; a reboot is systemd's to do:
 CapabilityBoundingSet=CAP_SYS_BOOT
 SystemCallFilter=kexec_file_load

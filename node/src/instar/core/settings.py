@@ -73,6 +73,7 @@ class OsSettings:
     esp: str = "/efi"  # where the disk's EFI system partition is mounted
     hardware: str = ""  # names that bundles may be for, blanks between them; '': as the firmware says
     answer_s: float = 10.0  # from an activation to the machine's way down
+    guard_s: float = 300.0  # what boot-guard leaves a system for coming up, beside its trial
     min_bundle_version: str = ""  # no older bundle is taken
 
 
@@ -107,6 +108,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "native.window": (1, 64),
     "native.rate_bytes_s": (0, 1e12),
     "os.answer_s": (0.0, 3600.0),
+    "os.guard_s": (0.0, 86400.0),
 }
 
 MODES = ("auto", "never", "force")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from instar.core.errors import InputError, InstarError, MachineError
-from instar.core.settings import Settings, TrialSettings
+from instar.core.settings import Settings
 from instar.host.boot import running
 from instar.host.boot.finding import find_slots
 from instar.host.boot.going_down import GoingDown
@@ -34,7 +34,6 @@ from instar.targets.slots.records import SlotRecord, read_records
 MOST = 3
 LOOK_S = 5.0
 DOWN_WITHIN_S = 300.0  # then it is not asked for any more, but done
-SLACK_S, SLACK_PART = 30.0, 0.1  # the updater goes first
 RESTART = 0x01234567  # reboot(2)
 
 
@@ -48,15 +47,15 @@ class Machine(NamedTuple):
     sleep: Callable[[float], None]
 
 
-def bound_s(trial: TrialSettings) -> float:
-    """Seconds from the boot until the trial must have been decided."""
-    most = max(trial.lease_s, trial.cap_s)
-    return most + SLACK_S + SLACK_PART * most
+def bound_s(settings: Settings) -> float:
+    """Seconds from the boot until the trial must have been decided: the updater, whose time begins when it runs,
+    goes first."""
+    return max(settings.trial.lease_s, settings.trial.cap_s) + settings.os.guard_s
 
 
 def guard(layout: Layout, settings: Settings, clock: Clock, machine: Machine) -> str:
     """Returns when there is nothing to guard, saying why; after a restart was asked for, only if that fails."""
-    end = bound_s(settings.trial)
+    end = bound_s(settings)
     while True:
         found = _on_trial(layout, machine)
         if not found:

@@ -227,7 +227,10 @@ class Orders:
             return update
 
     def leave_again(
-        self, pushed: Pushed | None = None, rollback: tuple[str, str] = ("", ""), update: Updating | None = None
+        self,
+        pushed: Pushed | None = None,
+        rollback: tuple[str, str] = ("", ""),
+        update: Updating | None = None,
     ) -> None:
         """It could not be begun."""
         with self.lock:

@@ -37,7 +37,12 @@ class Reporter:
     """Implements `instar.engine.driver.Follower`. `system` makes the word about the slots; None for nothing to say."""
 
     def __init__(
-        self, client: ServerClient, journals: Journals, floor_s: float, cap_s: float, system: Report | None = None
+        self,
+        client: ServerClient,
+        journals: Journals,
+        floor_s: float,
+        cap_s: float,
+        system: Report | None = None,
     ) -> None:
         self._client, self._journals, self._system = client, journals, system
         self._backoff = Backoff(floor_s, 2.0, cap_s)

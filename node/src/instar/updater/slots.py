@@ -77,12 +77,15 @@ def open_platform(
     around = around or Around()
     if not settings.disk:
         raise InputError(
-            "no-slots", "cannot update the system: this node has no slots; os.disk of its config.toml names none"
+            "no-slots",
+            "cannot update the system: this node has no slots; os.disk of its config.toml names none",
         )
     esp, kexec = Path(settings.esp), Kexec(program)
     names = (settings.slots[0], settings.slots[1])
     if not esp.is_dir():
-        raise MachineError("no-esp", f"cannot use {esp}: expected the EFI system partition to be mounted there")
+        raise MachineError(
+            "no-esp", f"cannot use {esp}: expected the EFI system partition to be mounted there"
+        )
     try:
         found = find(Path(settings.disk), names, esp, layout.state / MEMORY, around.efivars)
     except OSError as error:

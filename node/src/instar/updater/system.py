@@ -147,7 +147,8 @@ class System:
         """Whether a transaction was begun for this word of the server, or a newer one."""
         begins = [journal.progress.begin for journal in self.journals.read_all()]
         return any(
-            begin.line == LINE and begin.cause in causes and begin.generation >= generation for begin in begins
+            begin.line == LINE and begin.cause in causes and begin.generation >= generation
+            for begin in begins
         )
 
     def _drive(self, begun: Begin | Journal, driving: Driving) -> None:
@@ -163,7 +164,15 @@ class System:
         running, beside = self._names()
         tx = tx or f"tx-{uuid.uuid4().hex[:16]}"
         return Begin(
-            tx, LINE, release.version, release.digest, facts.pop("target", ""), running, beside, cause, **facts
+            tx,
+            LINE,
+            release.version,
+            release.digest,
+            facts.pop("target", ""),
+            running,
+            beside,
+            cause,
+            **facts,
         )
 
     def _names(self) -> tuple[str, str]:

@@ -117,8 +117,7 @@ class Counting:
         first = {path for path, _ in self._images().values()}
         for path, _ in self._named():
             if path not in first:
-                esps.remove(path, self._disk)
-                done.append(f"removed {path.name}, which is a second image or none")
+                done.append(f"{esps.remove(path, self._disk)}; it is a second image or none")
         images, preferred = self._images(), self._preferred()
         if images and preferred not in images:
             slot = min(images)
@@ -129,10 +128,10 @@ class Counting:
     def _call(self, slot: str, name: str) -> None:
         """Have the slot's image under this name, and under no other."""
         path = self._known(slot)
+        self._keep_only(slot, path)
         new = path.with_name(name)
         if path != new:
             esps.move(path, new, self._disk)
-        self._keep_only(slot, new)
 
     def _keep_only(self, slot: str, image: Path | None) -> None:
         for path, match in self._named():

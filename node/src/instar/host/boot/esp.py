@@ -5,14 +5,22 @@ disk: the *renamed* file must be opened again and synced, then its folder. And a
 kept open until its folder is on the disk: its clusters are freed when nobody holds it any more, and a power cut
 may keep that and lose the folder's change; the old name then leads into nothing (seen by crash replay). The file
 system is never mounted synchronous: an installation took ten times as long.
+
+A power cut in the middle of a rename can leave both names, where their entries lie in different sectors: two files
+on the same clusters. To remove one of them would free the clusters of the other. Such a name is set aside for
+good instead: it gets a name that nothing looks for, and the clusters stay with the file that is needed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
+import re
+import struct
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +31,8 @@ from instar.host.points import reach
 CHUNK = 1 << 20
 RESERVE = 1 << 20  # bytes left free for folders and the firmware's own files
 NEW = ".new"  # ends the name of a file that is not whole yet
+ASIDE = re.compile(r".*\.shared\d+", re.IGNORECASE)  # the name of a file that nobody touches any more
+FIBMAP = 1  # linux/fs.h: where on the disk a file's block lies
 
 
 def check_room(esp: Path, image: int, copies: int = 1, freed: int = 0) -> None:
@@ -59,6 +69,7 @@ def place(source: BinaryIO, size: int, sha256: str, path: Path, disk: Disk = DIS
     """
     make_folder(path.parent, 0o755, disk)
     temporary = path.with_name(f"{path.name}{NEW}")
+    remove(temporary, disk)  # to write over it is to free its clusters, too
     try:
         _copy(source, size, temporary, disk)
         reach("esp:written")
@@ -84,6 +95,7 @@ def write_small(path: Path, data: bytes, disk: Disk = DISK) -> bool:
             return False
     make_folder(path.parent, 0o755, disk)
     temporary = path.with_name(f"{path.name}{NEW}")
+    remove(temporary, disk)
     try:
         disk.write_new(temporary, data, 0o644)
         with _held(path):
@@ -96,16 +108,64 @@ def write_small(path: Path, data: bytes, disk: Disk = DISK) -> bool:
     return True
 
 
-def remove(path: Path, disk: Disk = DISK) -> None:
-    """Remove an image, durably: what is about to be overwritten must not be bootable by name. Absent is fine."""
+def remove(path: Path, disk: Disk = DISK) -> str:
+    """Remove an image, durably: what is about to be overwritten must not be bootable by name. Absent is fine.
+
+    One that lies on the clusters of another file in its folder is set aside. What was done, in words.
+    """
     try:
+        if (other := _sharing(path)) is not None:
+            aside = _set_aside(path, disk)
+            return f"set {path.name} aside as {aside.name}: it lies on the clusters of {other.name}"
         with _held(path):
             disk.unlink(path)
             disk.sync_folder(path.parent)
     except FileNotFoundError:
-        return
+        return ""
     except OSError as error:
         raise failed("remove", path, error) from error
+    return f"removed {path.name}"
+
+
+def _sharing(path: Path) -> Path | None:
+    """Another file of the folder on the same clusters."""
+    if not path.is_file():
+        return None
+    beside = (each for each in sorted(path.parent.iterdir()) if not ASIDE.fullmatch(each.name))
+    return next((each for each in beside if each != path and each.is_file() and _is_shared(path, each)), None)
+
+
+def _is_shared(path: Path, other: Path) -> bool:
+    """Who may not see where files lie believes that the same content is in the same place."""
+    try:
+        return (block := _block(path)) != 0 and block == _block(other)
+    except PermissionError:
+        size = size_of(path)
+        if not size or size != size_of(other):
+            return False
+        with path.open("rb") as one, other.open("rb") as two:
+            return digest(one, size) == digest(two, size)
+
+
+def _block(path: Path) -> int:
+    """Where its first block lies; 0 where it has none, or the file system has no blocks. Raises PermissionError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(fd, FIBMAP, struct.pack("i", 0)))[0])
+    except PermissionError:
+        raise
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+
+
+def _set_aside(path: Path, disk: Disk) -> Path:
+    names = (path.with_name(f"{path.name}.shared{number}") for number in count(1))
+    aside = next(name for name in names if not name.exists())
+    disk.rename(path, aside)
+    disk.sync_folder(path.parent)
+    return aside
 
 
 def sync(path: Path, disk: Disk = DISK) -> None:
@@ -123,9 +183,7 @@ def sweep(folder: Path, disk: Disk = DISK) -> list[str]:
         found = sorted(path for path in folder.iterdir() if path.name.endswith(f".efi{NEW}"))
     except OSError:
         return []
-    for path in found:
-        remove(path, disk)
-    return [f"removed {path.name}, which is not whole" for path in found]
+    return [f"{remove(path, disk)}; a write was cut off" for path in found]
 
 
 def move(old: Path, new: Path, disk: Disk = DISK) -> None:

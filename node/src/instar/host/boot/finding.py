@@ -60,8 +60,8 @@ def _boot(
     partitions: list[gpt.Partition], disk: Path, esp: Path, memory: Path, efivars: Path, files: Disk
 ) -> Boot:
     if Counting.usable(esp):
-        return Counting(Variables(efivars, LOADER), esp, disk=files)
-    variables = Variables(efivars)
+        return Counting(Variables(efivars, LOADER, files), esp, disk=files)
+    variables = Variables(efivars, disk=files)
     if not variables.present:
         text = "cannot choose what boots: expected EFI variables, or systemd-boot on the EFI system partition"
         raise MachineError("no-variables", text)

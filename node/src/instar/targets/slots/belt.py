@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from instar.host.files import Disk
 
-HELD = 2 << 20  # bytes that wait before a belt at most
+HELD = 512 << 10  # bytes that wait before a belt at most
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Belt(Generic[T]):
         self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def __enter__(self) -> Belt[T]:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

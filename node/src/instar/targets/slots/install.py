@@ -32,7 +32,7 @@ from instar.trust.bundle import HEAD, Bundle, Chunk, Image
 
 KERNEL = "kernel.efi"
 TOLD_S = 0.25  # between two words on the progress
-SOURCE_S = 900.0  # a source that an operator named must answer within this
+SOURCE_S = 3000.0  # a source that an operator named must answer within this, or it is said why it did not
 TURN_S = DEADLINE_S[Step.STAGE] * 0.8  # a slow transfer is gone on with in another turn
 
 

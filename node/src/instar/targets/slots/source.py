@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import mmap
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
@@ -25,7 +27,7 @@ from instar.trust.bundle import (
 
 GAP = 64 << 10  # bytes between two needed frames that are read rather than asked for anew
 FIRST = 16 << 10  # bytes that are asked for first: a small bundle's manifest is in them
-READ, AHEAD = 512 << 10, 4 << 20  # bytes of one read; that the disk reads ahead of it
+READ, RING = 512 << 10, 4  # bytes of one read; buffers
 
 
 class Ranges(Protocol):
@@ -95,7 +97,7 @@ def index(slot: Slot, size: int) -> dict[str, Place]:
     """
     found: dict[str, Place] = {}
     digest, begin, at, count = hashlib.sha256(), 0, 0, 0
-    for data in map(memoryview, read_through(slot, min(size, slot.size))):
+    for data in read_through(slot, min(size, slot.size)):
         hashed = 0
         for start in range(0, len(data), BLOCK):
             count += 1
@@ -112,34 +114,46 @@ def index(slot: Slot, size: int) -> dict[str, Place]:
     return found
 
 
-def read_through(slot: Slot, size: int) -> Iterator[bytes]:
-    """The first `size` bytes of a slot from the disk itself, piece by piece.
+def read_through(slot: Slot, size: int) -> Iterator[memoryview]:
+    """The first `size` bytes of a slot from the disk itself, piece by piece, past the page cache where the disk can.
 
-    Nothing stays in the page cache: it may be as large as the memory. Fewer bytes where the device ends before.
-    Raises MachineError `disk-failed`.
+    A piece is good until RING - 1 more were taken. Fewer bytes where the device ends before. Raises MachineError
+    `disk-failed`.
     """
+    ring = itertools.cycle([memoryview(mmap.mmap(-1, READ)) for _ in range(RING)])
     at = 0
     try:
-        fd = os.open(slot.device, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open_direct(slot, next(ring))
         try:
-            os.posix_fadvise(fd, slot.offset, slot.size, os.POSIX_FADV_DONTNEED)
-            os.posix_fadvise(fd, slot.offset, min(AHEAD, size), os.POSIX_FADV_WILLNEED)
             while at < size:
-                if size - at > AHEAD:
-                    os.posix_fadvise(fd, slot.offset + at + AHEAD, READ, os.POSIX_FADV_WILLNEED)
-                data = os.pread(fd, min(READ, size - at), slot.offset + at)
-                if not data:
+                wanted = min(READ, -(-(size - at) // BLOCK) * BLOCK)  # direct reads are of whole blocks
+                buffer = next(ring)[:wanted]
+                count = min(os.preadv(fd, [buffer], slot.offset + at), size - at)
+                if not count:
                     return
-                yield data
-                os.posix_fadvise(fd, slot.offset + at, len(data), os.POSIX_FADV_DONTNEED)
-                at += len(data)
+                yield buffer[:count]
+                at += count
         finally:
-            os.posix_fadvise(
-                fd, slot.offset, slot.size, os.POSIX_FADV_DONTNEED
-            )  # what lies across two pieces
+            os.posix_fadvise(fd, slot.offset, slot.size, os.POSIX_FADV_DONTNEED)
             os.close(fd)
     except OSError as error:
         raise failed("read", slot.device, error) from error
+
+
+def _open_direct(slot: Slot, scratch: memoryview) -> int:
+    """To be read past the page cache; what that holds of the slot is dropped, too. That alone is done where it cannot
+    be read past: on a file system in memory, or from an odd offset."""
+    fd, direct = os.open(slot.device, os.O_RDONLY | os.O_CLOEXEC), -1
+    os.posix_fadvise(fd, slot.offset, slot.size, os.POSIX_FADV_DONTNEED)
+    try:
+        direct = os.open(slot.device, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        os.preadv(direct, [scratch[:BLOCK]], slot.offset)
+    except OSError:
+        if direct >= 0:
+            os.close(direct)
+        return fd
+    os.close(fd)
+    return direct
 
 
 class Frames:

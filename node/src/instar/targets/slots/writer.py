@@ -18,7 +18,7 @@ from instar.host.files import DISK, Disk, failed
 from instar.host.points import reach
 from instar.host.zstd import Decompress
 from instar.targets.slots.belt import Behind, Belt
-from instar.targets.slots.source import Frames, Place, read_through
+from instar.targets.slots.source import READ, Frames, Place, read_through
 from instar.trust.bundle import BLOCK, MOST, Chunk, Image
 
 CHECKPOINT = 8 << 20  # bytes between two that are synced
@@ -135,7 +135,8 @@ class Writer:
                     tell()
                 checker.finish()
             except (ServerUnreachable, TrustError):
-                checker.finish()
+                with contextlib.suppress(Differs):
+                    checker.finish()
                 raise
             except Differs:
                 self._local = {}
@@ -179,7 +180,7 @@ class Writer:
 def check_slot(image: Image, slot: Slot, progress: Callable[[int], None] = lambda _: None) -> None:
     """Read the slot back from the disk itself. Raises MachineError `not-as-written`."""
     whole, done = hashlib.sha256(), 0
-    with Belt("slot-reader", whole.update) as hashing:
+    with Belt("slot-reader", whole.update, most=READ) as hashing:  # one waits, one is hashed, and one is read
         for data in read_through(slot, image.size):
             hashing.put(data, len(data))
             done += len(data)

@@ -1,0 +1,82 @@
+"""The power goes while a slot is written, and right after the firmware was asked; and a bit is flipped in a slot."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from instar.core.errors import MachineError
+from instar_lab.osimage.variant import Image
+from tests.os.vm import oracles
+from tests.os.vm.falls import comes_back, flip, is_kept_out, starts_from_a
+from tests.os.vm.world import Machine, World, X, Y, settings
+
+pytestmark = [pytest.mark.os, pytest.mark.xdist_group("vm-power-cuts")]
+MORE = 6 << 20  # bytes of the image that the running slot has not
+RATE = "\n[network]\nrate_bytes_s = 600000\n"
+SUPERBLOCK = 1024
+SLOT_B = "\\EFI\\instar\\b.efi"
+
+
+def longer(image: Image, folder: Path) -> Image:
+    """The same system with something behind its hash tree, which has to be fetched."""
+    root = folder / "longer.root"
+    root.write_bytes(image.root.read_bytes() + random.Random(5).randbytes(MORE))
+    return image._replace(root=root)
+
+
+def test_cut_while_it_writes_and_twice_after_boot_next(
+    machines: Callable[..., Machine], world: World, tmp_path: Path
+) -> None:
+    y = longer(world.image(Y), tmp_path)
+    bundle = world.publish(y, name="longer")
+    machine = machines(world.image(X), config=settings(more=RATE))
+    machine.start()
+    order = machine.update_os(bundle, "reboot")
+    half = y.root.stat().st_size - MORE * 2 // 3
+    machine.reported(lambda seen: (seen["update"] or {}).get("done", 0) > half, "a slot half written", 240.0)
+    machine.cut_power()
+    assert "EFI/instar/b.efi" not in oracles.Esp(machine.disk).files()
+    assert oracles.Firmware.of(machine.vm.variables).once == ""
+    assert not oracles.holds(machine.disk, "b", y.root)
+
+    machine.power_on()  # it goes on by itself
+    machine.appears(X)
+    machine.wait("LAB going down", 300.0)
+    machine.cut_power()
+    assert oracles.Firmware.of(machine.vm.variables).once == SLOT_B
+    assert oracles.holds(machine.disk, "b", y.root)
+    assert oracles.Esp(machine.disk).kernel("EFI/instar/b.efi").version == Y
+
+    flip(machine, "b", SUPERBLOCK)
+    machine.power_on()
+    machine.wait("LAB no slot has this root")
+    comes_back(machine, order, "fell-back")
+    is_kept_out(machine, order)
+
+    order = machine.update_os(bundle, "none")
+    assert machine.ended(order)["outcome"] == "installed, not active"
+    machine.power_off()
+    starts_from_a(machine, world.image(X), kernel_b=Y)
+    assert oracles.holds(machine.disk, "b", y.root)
+    flip(machine, "b", SUPERBLOCK)
+    machine.start()
+    with pytest.raises(MachineError, match="cannot trust slot b"):
+        machine.instar("rollback", "--line", "os")
+    assert machine.reported(lambda seen: seen["slots"]["b"]["state"] == "bad", "a slot known as bad")
+
+    order = machine.update_os(bundle, "reboot")
+    machine.wait("LAB going down", 300.0)
+    machine.cut_power()
+    assert oracles.Firmware.of(machine.vm.variables).once == SLOT_B
+    machine.power_on()
+    machine.up(Y)
+    assert machine.ended(order)["outcome"] == "confirmed"
+    machine.power_off()
+    assert oracles.Firmware.of(machine.vm.variables).slots == "ba"
+    assert oracles.holds(machine.disk, "b", y.root)
+    ran = [f"{version} firmware" for version in (X, X, X, X, Y)]
+    assert machine.versions() == ran
