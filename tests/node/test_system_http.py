@@ -145,9 +145,7 @@ def test_bundle_that_cannot_be_fetched_now_waits_says_why_and_lets_no_second_in(
         assert status == 202, first
 
         def why() -> str:
-            return " ".join(
-                change["reason"] for change in host.transactions()[0]["changes"] if host.transactions()
-            )
+            return " ".join(change["reason"] for each in host.transactions() for change in each["changes"])
 
         lab.wait_for(lambda: "cannot reach https://127.0.0.1:9" in why(), "a reason", 20.0, host.said)
         for _ in range(20):  # also right between two tries

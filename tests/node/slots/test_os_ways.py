@@ -180,6 +180,7 @@ def test_rollback_to_a_slot_that_was_damaged_is_refused(system: System) -> None:
     system.downs.clear()
     progress = system.go_on()
     assert (progress.state, reason(progress), system.downs) == (State.REVERTED, "not-as-written", [])
+    assert [system.records()[slot].state for slot in "ab"] == ["bad", "good"]
 
 
 # --- a node's first system

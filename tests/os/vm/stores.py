@@ -52,14 +52,13 @@ def disarranged(path: Path, lose: str, foreign: str, stale: str) -> None:
     store = Edk2VarStore(str(path))
     variables = store.get_varlist()
     order = [number for (number,) in struct.iter_unpack("<H", bytes(variables["BootOrder"].data))]
+    made = [variables.add_boot_entry(foreign, DevicePath.filepath("\\EFI\\OTHER\\OTHER.EFI"))]
     for number in list(order):
-        entry = BootEntry(data=variables[f"Boot{number:04X}"].data)
-        if lose in str(entry.devicepath):
+        starts = BootEntry(data=variables[f"Boot{number:04X}"].data).devicepath
+        if lose in str(starts):
             order.remove(number)
             variables.delete(f"Boot{number:04X}")
-    made = [
-        variables.add_boot_entry(foreign, DevicePath.filepath("\\EFI\\OTHER\\OTHER.EFI")),
-        variables.add_boot_entry(stale, DevicePath.filepath("\\EFI\\instar\\c.efi")),
-    ]
+            starts[-1].set_filepath("\\EFI\\instar\\c.efi")  # of the same partition
+            made.append(variables.add_boot_entry(stale, starts))
     variables["BootOrder"].set_boot_order([*made, *order])
     store.write_varstore(str(path), variables)

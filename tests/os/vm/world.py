@@ -60,7 +60,7 @@ slots = ["instar-system-a", "instar-system-b"]
 esp = "/efi"
 hardware = "{hardware}"
 answer_s = 1.0
-guard_s = 60.0
+guard_s = {guard_s}
 
 [trial]
 hold_s = 1.0
@@ -81,9 +81,9 @@ port = 0
 SERVER_SETTINGS = "look_floor_s = 0.2\nping_s = 5.0\n"
 
 
-def settings(lease_s: float = 180.0, cap_s: float = 600.0, more: str = "") -> str:
+def settings(lease_s: float = 180.0, cap_s: float = 600.0, more: str = "", guard_s: float = 300.0) -> str:
     """A node's config.toml."""
-    return SETTINGS.format(hardware=variant.HARDWARE, lease_s=lease_s, cap_s=cap_s) + more
+    return SETTINGS.format(hardware=variant.HARDWARE, lease_s=lease_s, cap_s=cap_s, guard_s=guard_s) + more
 
 
 def cache() -> Path:

@@ -48,9 +48,15 @@ class Ways:
     def _check(self, slot: str, tx: str) -> None:
         bundle = self.ledger.manifest(slot)
         if bundle is not None:
-            kernel = bundle.image("kernel")
-            esp.check_file(self.platform.boot.kernel(slot), kernel.size, kernel.sha256)
-            self.install.read_back(slot, bundle, tx)
+            try:
+                kernel = bundle.image("kernel")
+                esp.check_file(self.platform.boot.kernel(slot), kernel.size, kernel.sha256)
+                self.install.read_back(slot, bundle, tx)
+            except MachineError as error:
+                # Its kernel image stays: what is damaged may still be better than nothing to fall back to.
+                if error.code == "not-as-written" and slot != self.ledger.running():
+                    self.ledger.mark(slot, state="bad", why=error.text)
+                raise
         elif not self.ledger.record(slot).is_first:
             raise MachineError("no-manifest", f"cannot check slot {slot}: the manifest of its bundle is gone")
         elif not self.ledger.is_as_adopted(slot):

@@ -103,9 +103,7 @@ class Writer:
         try:
             while left:
                 self._some(behind, source, left, frames, tell)
-        except InstarError:  # the next try goes on behind all that came
-            behind.finish()
-            tell()
+        except InstarError:
             raise
         behind.finish()
         self.done = behind.written - base
