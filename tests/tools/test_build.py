@@ -122,7 +122,9 @@ def test_says_when_it_was_built_only_if_told(
 
 def test_size(program: build.Program) -> None:
     """A node fetches this whole at first: a sudden growth wants a look."""
-    assert len(program.data) < 4_700_000  # with the updater's API, the beacon, the slots and the line that fills them
+    assert (
+        len(program.data) < 4_700_000
+    )  # with the updater's API, the beacon, the slots and the line that fills them
 
 
 def run(python: str, path: Path, *args: str) -> subprocess.CompletedProcess[str]:

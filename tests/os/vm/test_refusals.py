@@ -78,7 +78,9 @@ def test_nothing_is_written(machines: Callable[..., Machine], world: World, else
     config = settings().replace("answer_s", f'min_bundle_version = "{OLDEST}"\nanswer_s')
     machine = machines(x, config=config)
     machine.start()
-    machine.reported(lambda system: system["running"], "a node that has told of its slots")
+    machine.reported(
+        lambda seen: seen["slots"].get("a", {}).get("version") == X, "a node that has told what runs"
+    )
     with untouched(machine):
         what_the_server_knows(machine, world)
     with untouched(machine):
@@ -122,7 +124,7 @@ def what_the_node_finds_out(machine: Machine, world: World) -> None:
         ended = machine.ended(machine.update_os(bundle, "reboot"))
         assert (ended["outcome"], ended["code"]) == ("failed-precondition", code), ended
         last = [entry for entry in machine.history() if entry["line"] == "os"][-1]
-        assert (last["phase"], last["code"]) == ("reverted", code), last
+        assert (last["phase"], last["reason_code"]) == ("reverted", code), last
 
 
 def a_second_one(machine: Machine, world: World, elsewhere: Elsewhere) -> None:

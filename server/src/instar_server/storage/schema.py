@@ -83,7 +83,9 @@ nodes = Table(
     # Its operating system in two slots, as it told last: JSON, '' for never. Written in batches.
     Column("system", Text, nullable=False, server_default=""),
     Column("system_at", Float),
-    Column("cold_boot_at", Float),  # when the system that runs is to prove a cold boot; null: not wanted, or done
+    Column(
+        "cold_boot_at", Float
+    ),  # when the system that runs is to prove a cold boot; null: not wanted, or done
     Column("cold_boot_generation", Integer, nullable=False, server_default="0"),
     UniqueConstraint("token", "enrol_key"),
 )
@@ -247,7 +249,9 @@ events = Table(
     Column("boot_id", String(64), nullable=False),
     Column("stored_at", Float, nullable=False),
     Column("hash", String(64), nullable=False),
-    Column("generation", Integer, nullable=False, server_default="0"),  # of the wish that it is about; 0: none
+    Column(
+        "generation", Integer, nullable=False, server_default="0"
+    ),  # of the wish that it is about; 0: none
     Column("slot", String(8), nullable=False, server_default=""),  # of a system image: a | b
     Column("mode", String(16), nullable=False, server_default=""),  # of a system image: none | reboot | kexec
     UniqueConstraint("node", "source", "id"),

@@ -103,7 +103,9 @@ class Writer:
         try:
             while left:
                 self._some(behind, source, left, frames, tell)
-        except InstarError:
+        except InstarError:  # the next try goes on behind all that came
+            behind.finish()
+            tell()
             raise
         behind.finish()
         self.done = behind.written - base
