@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cycles, jobs, nodes, report, server
+from bench import cycles, jobs, nodes, os_slots, report, server
 from bench.figures import Figure
 from bench.peers import apart, beside, beside_salt
 from instar.core.errors import InstarError
@@ -25,7 +25,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--only",
-        choices=("nodes", "cycles", "server", "jobs"),
+        choices=("nodes", "cycles", "server", "jobs", "os"),
         help="only these figures; no file is written",
     )
     parser.add_argument(
@@ -44,18 +44,33 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=500, metavar="N", help="jobs of each kind to time (default %(default)s)"
     )
+    parser.add_argument(
+        "--slots",
+        type=int,
+        default=7,
+        metavar="N",
+        help="turns of a system image into a slot (default %(default)s)",
+    )
+    parser.add_argument(
+        "--boots",
+        type=int,
+        default=3,
+        metavar="N",
+        help="updates of a virtual machine to time, by kexec and by a reboot; 0 for none (default %(default)s)",
+    )
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default %(default)s")
     parser.add_argument(
         "--peers",
         action="store_true",
-        help="measure MeshCentral and Salt as well; fetches them with npm and pip",
+        help="measure MeshCentral and Salt as well; fetches them with npm and pip (RAUC is always measured: Debian's "
+        "packages, unpacked where they are not installed)",
     )
     parser.add_argument(
         "--peers-cache",
         type=Path,
         default=apart.default_cache(),
         metavar="DIR",
-        help="where they are installed, and stay (default %(default)s)",
+        help="where they are installed, and what takes long to make is kept (default %(default)s)",
     )
     options = parser.parse_args()
     figures: list[Figure] = []
@@ -68,7 +83,9 @@ def main() -> int:
             figures += server.measure(options.agents)
         if options.only in (None, "jobs"):
             figures += jobs.measure(options.jobs)
-        if options.peers and options.only not in ("jobs", "cycles"):
+        if options.only in (None, "os"):
+            figures += os_slots.measure(options.slots, options.boots, options.peers_cache)
+        if options.peers and options.only not in ("jobs", "cycles", "os"):
             figures = beside.measure(options.updates, options.peers_cache).added_to(figures)
         if options.peers and options.only in (None, "jobs"):
             figures = beside_salt.measure(options.jobs, options.peers_cache) + figures

@@ -54,10 +54,29 @@ METHOD = """\
 - **restart until it answers**: jobs are ordered without a pause from before the order to after its end; the longest
   time between two answers. Lost are jobs that did not end well.
 - **one job on simulated nodes**: the same call for all of them; each answers at once.
+- **image into a slot**: 200 MB of this machine's own files below /usr/lib, a block's beginning each, with some zeros
+  between, into a file that has all its blocks; by turns, each after everything else has reached the disk. Ours is one
+  update by the node's own code and journal, from the order to the slot that was checked: the child that brings the TUF
+  metadata up to date and verifies it, a real server over TLS with the node's certificate, zstd, SHA-256 of each chunk
+  before it is written, a sync every 8 MiB, the whole slot read back past the page cache and hashed again. Nothing of
+  what the node runs is in the new image; in the one figure it knows that from the manifest that it keeps of its own
+  system, in the other it reads its whole slot first. The start of the interpreter is not in it. RAUC's is `rauc
+  install` by its service, with a bundle that is in the page cache: signature, image, sync; it does not read back. As
+  `rauc bundle` packs it (gzip), and with zstd, which is its fastest. dd's is `bs=1M conv=fsync` from the page cache.
+- **peak memory of an update**: the most that was ever resident (VmHWM) of the process that makes the update; of RAUC's
+  service. The library libzstd and Python's ctypes are 2 MB of ours; the rest over the updater at rest is what waits
+  between network, processor and disk.
+- **fetched where one package has changed**: two images of the lab's system (`instar_lab.osimage`), in one of which a
+  package is of an older version of Debian's; bytes of the bundle that came over the network, its manifest and the
+  kernel image included, in percent of both images.
+- **node away for another system**: in QEMU without hardware acceleration, with OVMF; from the last heartbeat that the
+  server had of the one system to the hello of the other. Heartbeats come every second. By turns in one
+  machine.
 
 The figures of other programs were measured once, on a machine of the same size, each with its newest release
 of November 2026 and started by hand where nothing else is said; MeshAgent is MeshCentral's agent. Those marked
-"(this run)" were measured in turns with ours by `make bench ARGS=--peers`; `bench/peers/beside.py` says how.
+"(this run)" were measured in turns with ours: RAUC and dd always, the others by `make bench ARGS=--peers`;
+`bench/peers/beside.py` says how.
 """
 
 

@@ -345,3 +345,18 @@ def test_a_pin_holds_through_a_proxy(make: Callable[..., Made], authority: Autho
         assert server.requests == []
     finally:
         proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("server", "path"),
+    [
+        ("https://a..b", "/x"), (f"https://{'a' * 70}.b", "/x"), ("https://.a", "/x"),
+        ("https://127.0.0.1:1", "/b\u00fcndel"),
+    ],
+)  # fmt: skip
+def test_an_address_that_cannot_be_one_is_out_of_reach(authority: Authority, server: str, path: str) -> None:
+    """Of a system bundle, an operator says it: the updater must not end of it."""
+    transport = Transport(Endpoint(server, authority.ca, timeout_s=2.0, public=True))
+    with pytest.raises(ServerUnreachable) as caught, transport.stream(path, 0, 9):
+        pass
+    assert caught.value.code == "server-unreachable"

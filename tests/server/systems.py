@@ -117,6 +117,7 @@ def say(node: Node, tx: str, generation: int, *phases: str, **more: Any) -> None
             "generation": generation,
             "slot": "b",
             "mode": "reboot",
+            "digest": "",  # of what was ordered, whatever that is
             "reason": reason,
             **more,
         }

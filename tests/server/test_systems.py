@@ -89,6 +89,16 @@ def test_a_reverted_update_keeps_its_reason(fleet: World, node: Node) -> None:
     assert [each["id"] for each in view(fleet, node)["updates"]] == [again["id"], made["id"]]
 
 
+def test_a_rollback_on_the_node_does_not_confirm_what_it_went_against(fleet: World, node: Node) -> None:
+    made = order(fleet, node)
+    say(node, "back", made["generation"], "offered", "trial", "confirming", "confirmed", digest="e" * 96)
+    (shown,) = view(fleet, node)["updates"]
+    assert (shown["state"], shown["code"], shown["outcome"]) == ("reverted", "superseded", "unavailable")
+    again = order(fleet, node)
+    say(node, "t", again["generation"], "offered", "trial", "confirmed", digest=again["digest"])
+    assert view(fleet, node)["updates"][0]["outcome"] == "confirmed"
+
+
 def test_the_history_shows_slot_versions_mode_and_why(fleet: World, node: Node) -> None:
     made = order(fleet, node, activation="kexec")
     why = {"code": "fell-back", "text": "slot a came up in place of slot b"}

@@ -144,6 +144,27 @@ def test_how_it_was_started_counts_after_a_confirmation() -> None:
     assert systems.outcome(MADE, report()) == ""
 
 
+def test_a_system_that_was_left_after_its_trial_is_not_confirmed() -> None:
+    """It passed, the machine was to come back to it, and did not: the node stays on the old one for good."""
+    left = heard(MADE, *GOOD[:-1], ("t", 7, "confirmed", "fell-back"))
+    assert (left.state, left.code, left.ended) == ("reverted", "fell-back", 50.0)
+    assert systems.outcome(left, report()) == "reverted"
+
+
+@pytest.mark.parametrize("end", ["confirmed", "reverted"])
+def test_a_way_back_to_another_system_does_not_confirm_the_order_that_it_went_against(end: str) -> None:
+    """A rollback that was ordered on the node has the generation of the wish that it overrules."""
+
+    def told(number: int, phase: str) -> Told:
+        return Told("back", number, 7, phase, digest="e" * 96)
+
+    update = systems.after(systems.after(MADE, told(1, "trial"), 40.0), told(2, end), 50.0)
+    assert (update.state, update.code, update.ended) == ("reverted", "superseded", 50.0)
+    assert systems.outcome(update, {}) == "unavailable"
+    gone = replace(MADE, state="cancelled", ended=9.0)
+    assert systems.after(gone, told(2, end), 50.0) == gone
+
+
 def test_what_was_cancelled_stays_so_unless_it_was_done_all_the_same() -> None:
     gone = replace(heard(MADE, *GOOD[:2]), state="cancelled", ended=9.0)
     back = heard(gone, ("t", 3, "reverting", "cancelled"), ("t", 4, "reverted", ""))

@@ -89,7 +89,8 @@ class Machine:
         default = next((line.split()[1] for line in settings if line.startswith("default ")), "")
         found = {match[1]: (path, match) for path in sorted((self.esp / "EFI/Linux").iterdir())
                  if (match := NAME.fullmatch(path.name))}  # fmt: skip
-        wanted = [name[7:8] for name in (once, default) if name]
+        # By the whole name, with its numbers, as loaders up to systemd 258 do it.
+        wanted = [slot for name in (once, default) for slot in found if fnmatch(found[slot][0].name, name)]
         good = [slot for slot in found if found[slot][1][2] != "0"]
         for slot in [slot for slot in wanted if slot in good] + sorted(good) + sorted(found):
             path, match = found[slot]

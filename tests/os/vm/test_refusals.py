@@ -123,8 +123,9 @@ def what_the_node_finds_out(machine: Machine, world: World) -> None:
     for bundle, code in ((older, "too-old-bundle"), (lying, "wrong-hardware")):
         ended = machine.ended(machine.update_os(bundle, "reboot"))
         assert (ended["outcome"], ended["code"]) == ("failed-precondition", code), ended
-        last = [entry for entry in machine.history() if entry["line"] == "os"][-1]
-        assert (last["phase"], last["reason_code"]) == ("reverted", code), last
+        told = [entry for entry in machine.history() if entry["line"] == "os"]
+        assert told[-1]["phase"] == "reverted", told[-1]
+        assert code in {entry["reason_code"] for entry in told}, told
 
 
 def a_second_one(machine: Machine, world: World, elsewhere: Elsewhere) -> None:

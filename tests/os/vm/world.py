@@ -40,6 +40,7 @@ from instar.core.errors import InstarError, ServerRefused, ServerUnreachable
 from instar_lab import machine as processes
 from instar_lab.machine import wait_for
 from instar_lab.osimage import disk, signing, variant
+from instar_lab.osimage.packages import run
 from instar_lab.osimage.variant import Image
 from instar_lab.osimage.vm import HOST, Vm
 from instar_lab.program import build
@@ -94,8 +95,8 @@ def cache() -> Path:
 class World:
     """The server, the images and the bundles. `folder` must be short: sockets lie below it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.cache = folder, cache() / "vm"
+    def __init__(self, folder: Path, server_settings: str = SERVER_SETTINGS) -> None:
+        self.folder, self.cache, self._server_settings = folder, cache() / "vm", server_settings
         self.server = LabServer(folder / "server", HOST)
         self.keys = signing.keys(self.cache / "keys")
         self.program = build.build(PROGRAM)
@@ -105,7 +106,7 @@ class World:
     def open(self) -> None:
         self.server.create()
         with self.server.layout.config.open("a") as file:
-            file.write(SERVER_SETTINGS)
+            file.write(self._server_settings)
         self.server.start()
         self.server.publish(self.program)
 
@@ -347,18 +348,18 @@ class Machine:
             [str(each) for each in Path(path).parents][-2::-1],
         )
         for folder in folders:
-            disk.run("sh", "-c", f"mmd -D s -i {image} ::/{folder} </dev/null || true")
-        disk.run("mcopy", "-o", "-i", image, str(source), f"::/{path}")
+            run("sh", "-c", f"mmd -D s -i {image} ::/{folder} </dev/null || true")
+        run("mcopy", "-o", "-i", image, str(source), f"::/{path}")
 
     def fill_esp(self, leave: int = 1 << 20) -> None:
         """Fill the EFI system partition with a file `filler` until `leave` bytes are free."""
         image = f"{self.disk}@@{disk.AT_MIB['esp']}M"
-        said = disk.run("mdir", "-i", image, "::/")
+        said = run("mdir", "-i", image, "::/")
         free = int("".join(said.strip().splitlines()[-1].split()[:-2]))
         filler = self.folder / "filler"
         with filler.open("wb") as file:
             file.truncate(max(0, free - leave))
-        disk.run("mcopy", "-i", image, str(filler), "::/filler")
+        run("mcopy", "-i", image, str(filler), "::/filler")
 
     def close(self) -> None:
         with contextlib.suppress(InstarError):

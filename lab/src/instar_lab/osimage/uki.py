@@ -34,7 +34,8 @@ def build(stub: bytes, added: Mapping[str, bytes]) -> bytes:
     step = max(memory_step, PAGE)
     for name, content in added.items():
         address = _up(address, step)
-        padded = _up(len(content), file_step)
+        # By whole blocks: what comes behind stays where it is in them, and is not fetched anew (docs/os-slots.md).
+        padded = _up(len(content), max(file_step, PAGE))
         header = pe.SECTION.pack(
             name.encode(), len(content), address, padded, len(image), 0, 0, 0, 0, READABLE_DATA
         )

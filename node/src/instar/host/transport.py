@@ -126,7 +126,7 @@ class Transport:
                 connection = self._connected(timeout)
                 connection.request(method, path, body, {"Instar-Program": self.endpoint.program, **headers})
                 response = connection.getresponse()
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, UnicodeError) as error:  # no host name
                 self.close()
                 if not fresh and not isinstance(error, TimeoutError):
                     continue  # a kept connection that the server closed meanwhile; every call is idempotent

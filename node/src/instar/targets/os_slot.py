@@ -39,7 +39,9 @@ from instar.targets.slots.ways import CAUSES, COLD_BOOT, ROLLBACK, Ways
 
 MODES = ("none", "reboot", "kexec")
 DOWN_WITHIN_S = 300.0  # a machine that is not down by then does not go down
+MOST_BACK = 3  # starts of the machine that are spent on the way back
 UNSEEN = "confirmed, cold boot not seen"
+LEFT = "left before a cold boot was seen"
 
 
 class OsSlot:
@@ -141,11 +143,12 @@ class OsSlot:
             text = f"slot {self.platform.running() or 'unknown'} came up in place of slot {slot}"
             raise Failed(Reason("fell-back", text))
         came_up = left_boot != clock.boot_id() and self.platform.running() == slot
+        if mode != "none":  # before the firmware is asked: a guard of what comes up goes by it
+            self._withdraw(other(slot))
+            self.ledger.mark(slot, state="trial")
         if not came_up:  # it has where the power went right after the firmware had been asked
             self._ask_for(progress, mode, slot)
         reach("os:asked")
-        if mode != "none":
-            self.ledger.mark(slot, state="trial")
         wanted = self.kit.settings.trial
         lease = Lease(wanted.lease_s, wanted.cap_s, clock.boot_id(), clock.boottime())
         boot_id = left_boot if came_up else clock.boot_id()
@@ -160,6 +163,12 @@ class OsSlot:
             self.platform.kexec.load(self.platform.boot.kernel(slot), slot)
         elif mode == "reboot":
             self.platform.boot.try_once(slot)
+
+    def _withdraw(self, origin: str) -> None:
+        """The firmware will be asked for another slot than this one, which it was not seen to start: that it does not
+        come up says nothing about it."""
+        if _is_unseen(self.ledger.record(origin)):
+            self.ledger.mark(origin, why=LEFT)
 
     def watch(self, progress: Progress, notes: Notes) -> Outcome:
         activated = progress.data["activated"]
@@ -222,7 +231,7 @@ class OsSlot:
         here = self.platform.running() == slot
         seen = (progress.data.get("booted_by"), self.platform.booted_by() if here else "")
         proven = "firmware" in seen or record.cold_boot_seen
-        if not proven and not here and self._is_left(progress):
+        if not here and self._is_left(progress):
             return self._leave(progress, slot)
         self._keep(slot, proven)
         reach("os:preferred")
@@ -244,7 +253,7 @@ class OsSlot:
         self.platform.boot.try_once(slot)
 
     def _is_left(self, progress: Progress) -> bool:
-        """Whether the firmware was asked for a system that only kexec had started, and another one came up."""
+        """Whether the firmware was asked for what was confirmed, and another one came up: it is not asked for ever."""
         now = self.kit.clock.boot_id()
         return str(progress.data.get("retried", now)) != now
 
@@ -262,8 +271,12 @@ class OsSlot:
         begin, slot = progress.begin, str(progress.data.get("slot", ""))
         blame = bool(progress.data.get("blame", True)) and progress.reason is not None
         if slot and progress.intended(Step.ACTIVATE) and self.platform.running():
-            self._put_back(progress, slot)
             why = progress.reason.text if progress.reason else ""
+            if self._put_back(progress, notes, slot):
+                if _is_unseen(self.ledger.record(other(slot))):
+                    self.ledger.mark(other(slot), why=UNSEEN)
+            else:
+                why = f"{why}; it comes up all the same"
             if not self._never_left(progress):
                 self.ledger.mark(slot, state="bad" if blame else "installed", why=why)
             elif self.ledger.record(slot).state == "trial":
@@ -278,19 +291,41 @@ class OsSlot:
         now = self.kit.clock.boot_id()
         return str(progress.data.get("left_boot", now)) == now
 
-    def _put_back(self, progress: Progress, slot: str) -> None:
-        boot, never_left = self.platform.boot, self._never_left(progress)
+    def _put_back(self, progress: Progress, notes: Notes, slot: str) -> bool:
+        """False where the machine was sent back often enough, and comes up on the candidate all the same."""
+        boot, never_left, running = self.platform.boot, self._never_left(progress), self.platform.running()
         if never_left and progress.data.get("mode") == "kexec":
             with contextlib.suppress(MachineError):
                 self.platform.kexec.unload()
-        if never_left and progress.begin.cause == COLD_BOOT and self.platform.running() == slot:
+        if never_left and progress.begin.cause == COLD_BOOT and running == slot:
             self._keep(slot, proven=False)  # it has not been tried: all is as it was
-            return
-        boot.prefer(other(slot))
+            return True
+        if running == slot and not self._may_go_back(progress, notes):
+            boot.prefer(slot)  # no more tries of what does not come up
+            return False
+        self._keep(other(slot), proven=not self._is_only_tried(progress, slot))
         reach("os:put-back")
-        if self.platform.running() == slot:
+        if running == slot:
             self._down("reboot")
             raise NotNow(Reason("not-down", "the machine did not go down for the way back"))
+        return True
+
+    def _may_go_back(self, progress: Progress, notes: Notes) -> bool:
+        """Counts the starts of the machine, not the tries to bring it down."""
+        sent, now = dict(progress.data.get("sent_back", {})), self.kit.clock.boot_id()
+        if sent.get("boot_id") != now:
+            sent = {"boot_id": now, "times": int(sent.get("times", 0)) + 1}
+            notes.note({"sent_back": sent})
+        return bool(sent["times"] <= MOST_BACK)
+
+    def _is_only_tried(self, progress: Progress, slot: str) -> bool:
+        """Whether the firmware was never seen to start the old system, and `slot` is there to come back to."""
+        origin, running = other(slot), self.platform.running()
+        if not _is_unseen(self.ledger.record(origin)):
+            return False
+        if running == origin and self.platform.booted_by() == "firmware":
+            return False
+        return running == slot or progress.data.get("was") in ("good", "unknown")
 
     # --- at each start of the updater
 
@@ -308,7 +343,7 @@ class OsSlot:
                 return
             self.platform.boot.prefer(running)
             self.ledger.mark(running, cold_boot_seen=True, booted_by=by, why="")
-        elif by == "firmware" and _is_unseen(unseen := records[other(running)]):
+        elif by == "firmware" and _is_unseen(unseen := records[other(running)]) and unseen.why != LEFT:
             reason = Reason(
                 "fell-back", f"slot {other(running)} was started by kexec, and never by the firmware"
             )

@@ -26,6 +26,7 @@ NONE, KEXEC = "none", "kexec"
 FINAL = {"confirmed": CONFIRMED, "reverted": REVERTED}  # phase -> state
 ACTIVE = frozenset({"trial", "confirming", "confirmed"})
 GOING_BACK = "reverting"
+FELL_BACK = "fell-back"
 # Steps of the node's own report at which it is too late to cancel.
 ACTIVE_STEPS = frozenset({"activate", "watch", "confirm", "revert"})
 # The caller could have known; nothing is wrong with the bundle or the way to it.
@@ -86,6 +87,7 @@ class Told(NamedTuple):
     code: str = ""
     text: str = ""
     slot: str = ""
+    digest: str = ""  # of the system that it is about; '' for not told
 
 
 def asked(bundle: object) -> Asked:
@@ -178,6 +180,8 @@ def after(update: Update, told: Told, now: float) -> Update:
     """
     if update.state not in (OPEN, CANCELLED):
         return update
+    if told.digest and told.digest != update.digest:
+        return _overruled(update, told, now)
     update = replace(
         update, activated=update.activated or told.phase in ACTIVE, slot=told.slot or update.slot
     )
@@ -190,9 +194,19 @@ def after(update: Update, told: Told, now: float) -> Update:
         update, tx=told.tx, tx_n=told.number, phase=told.phase, code=code, text=text
     )  # fmt: skip
     final = FINAL.get(told.phase)
+    if final == CONFIRMED and told.code == FELL_BACK:
+        final = REVERTED  # it was decided for, and the machine did not come back to it: the node has left it
     if final is None or (update.state == CANCELLED and final == REVERTED):
         return update
     return replace(update, state=final, ended=now)
+
+
+def _overruled(update: Update, told: Told, now: float) -> Update:
+    """The node was told to go back to another system: it begins nothing more for this order."""
+    if update.state != OPEN or told.phase not in FINAL:
+        return update
+    text = f"{told.tx}, ordered on the node itself, went against it"
+    return replace(update, state=REVERTED, code="superseded", text=text, ended=now)
 
 
 def too_late(update: Update, report: Mapping[str, Any]) -> bool:

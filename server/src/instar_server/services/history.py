@@ -188,5 +188,6 @@ def _entry(event: NodeEvent) -> dict[str, Any]:
 def _told(event: NodeEvent) -> Told:
     reason = event.reason
     return Told(
-        event.tx, event.number, event.generation, event.phase, reason.code, reason.text[:2000], event.slot
-    )
+        event.tx, event.number, event.generation, event.phase, reason.code, reason.text[:2000], event.slot,
+        event.digest,
+    )  # fmt: skip

@@ -98,8 +98,8 @@ class Counting:
     def try_once(self, slot: str) -> None:
         self._call(slot, f"instar-{slot}+{self._tries}-0.efi")
         reach("boot:counted")
-        # The loader looks entries up without their numbers.
-        self._variables.write("LoaderEntryOneShot", _wide(f"instar-{slot}.efi"))
+        # A pattern: loaders up to systemd 258 know an entry by its whole name, newer ones by that without its numbers.
+        self._variables.write("LoaderEntryOneShot", _wide(f"instar-{slot}*"))
 
     def prefer(self, slot: str, trying: bool = False) -> None:
         self._call(slot, f"instar-{slot}.efi")  # it has passed: its tries are counted no more

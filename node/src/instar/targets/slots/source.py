@@ -186,7 +186,7 @@ class Frames:
 
     def _read(self, run: list[Chunk]) -> Iterator[tuple[Chunk, bytes]]:
         begin, stop = self._start + run[0].at, self._start + run[-1].at + run[-1].length
-        with self._source.stream(self._path, begin) as (resumed, pieces):
+        with self._source.stream(self._path, begin, stop) as (resumed, pieces):
             if not resumed:
                 raise _no_ranges(self._path, begin)
             held, position = bytearray(), run[0].at
