@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from instar.core.errors import InputError, MachineError
@@ -211,7 +212,8 @@ class System:
         found = {match[1]: (path, match) for path in sorted((self.esp / FOLDER).iterdir())
                  if (match := NAME.fullmatch(path.name)) and _whole(path)}  # fmt: skip
         good = [slot for slot in sorted(found) if found[slot][1][2] != "0"]
-        wanted = [name[7:8] for name in (once, default) if name[7:8] in good]
+        # By the whole name, with its numbers, as loaders up to systemd 258 do it.
+        wanted = [slot for name in (once, default) for slot in good if fnmatch(found[slot][0].name, name)]
         for slot in [*wanted, *good, *sorted(found)]:
             path, match = found[slot]
             if match[2] is None or int(match[2]) == 0:
