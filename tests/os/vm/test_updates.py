@@ -9,7 +9,7 @@ from tests.os.vm.world import Machine, World, X, Y, Z
 
 KERNELS = ("EFI/instar/a.efi", "EFI/instar/b.efi", oracles.FALLBACK)
 
-pytestmark = [pytest.mark.os, pytest.mark.xdist_group("vm-updates")]
+pytestmark = pytest.mark.xdist_group("vm-updates")  # not `os`: it is the short run that `make test` has
 
 
 def test_reboot_into_the_next_then_kexec_into_the_one_after(machine: Machine, world: World) -> None:
