@@ -112,6 +112,35 @@ def test_does_not_restart_for_ever(tmp_path: Path) -> None:
     assert "did not go down" in world.guard()
 
 
+def test_restarts_also_where_that_cannot_be_counted(tmp_path: Path) -> None:
+    """A full disk, say."""
+    world = World(tmp_path)
+    (tmp_path / "os" / "guard.json").mkdir()
+    assert "did not go down" in world.guard()
+    assert world.done == [("restart", BOUND_S), ("force", BOUND_S + DOWN_WITHIN_S)]
+
+
+def test_records_that_cannot_be_read_now_are_looked_at_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    path = tmp_path / "os" / "slots.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(MachineError):
+        world.guard()
+    assert (world.clock.now, world.done) == (BOUND_S, [])
+    world.clock.now = 10.0
+    plain = world.sleep
+
+    def sleep(seconds: float) -> None:
+        plain(seconds)
+        if path.is_dir():
+            path.rmdir()
+            world.records("trial")
+
+    world.sleep = sleep  # type: ignore[method-assign]
+    assert "did not go down" in world.guard()
+
+
 def test_the_entry_ends_where_there_are_no_slots(tmp_path: Path) -> None:
     node = Path(__file__).parents[2] / "node/src"
     words = [sys.executable, "-m", "instar", "boot-guard", "--state", str(tmp_path)]

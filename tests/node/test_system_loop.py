@@ -11,10 +11,11 @@ import pytest
 
 from instar.core.errors import InputError, MachineError
 from instar.core.journal import Begin, Progress, Reason
+from instar.core.recovery import Observation
 from instar.core.releases import Release
 from instar.core.settings import OsSettings
 from instar.core.system import ColdBoot, SystemWish
-from instar.core.transaction import Step
+from instar.core.transaction import Event, Step
 from instar.core.wish import Wanted
 from instar.engine.journal import Journal
 from instar.engine.target import Notes, NotNow, Outcome
@@ -167,8 +168,6 @@ def test_open_system_update_whose_slots_are_gone_is_left_alone_and_tried_again_s
 
 
 def done(journal: Journal, step: Step) -> None:
-    from instar.core.transaction import Event
-
     journal.intent(step)
     journal.outcome(step, Event.DONE, None, {})
 
@@ -263,6 +262,105 @@ class Waiting(Refusing):
 
     def stage(self, progress: Progress, notes: Notes) -> Outcome:
         raise NotNow(Reason("server-unreachable", "no route to h"))
+
+
+class Slow(Waiting):
+    def stage(self, progress: Progress, notes: Notes) -> Outcome:
+        raise NotNow(Reason("slow", "its turn has ended"))
+
+
+def test_transfer_whose_turn_has_ended_goes_on_soon(world: Systems) -> None:
+    world.made._slot = Slow()  # type: ignore[assignment]
+    world.system_wish = wish()
+    assert max(world.loop.round() for _ in range(8)) <= world.loop.settings.retry_floor_s
+
+
+# --- what must not be in the way of the other lines
+
+
+class Stuck(Refusing):
+    """Slots whose boot order cannot be written."""
+
+    def __init__(self) -> None:
+        super().__init__(MachineError("no-variables", "cannot write the boot order: read-only"))
+        self.tries = 0
+
+    def confirm(self, progress: Progress, notes: Notes) -> Outcome:
+        self.tries += 1
+        raise self._why
+
+    revert = confirm
+
+
+def opened(world: Systems, steps: tuple[Step, ...], cause: str = "wish") -> Journal:
+    begin = Begin("tx-1", "os", "2.0.0", DIGEST, "os/x", "", "", cause, 9, mode="reboot")
+    journal = world.node.journals.begin(begin)
+    for step in steps:
+        done(journal, step)
+    return journal
+
+
+ALL = (Step.STAGE, Step.VERIFY, Step.REHEARSE, Step.ACTIVATE)
+
+
+@pytest.mark.parametrize("end", ["confirm", "revert"])
+def test_end_that_cannot_be_reached_keeps_no_other_line_waiting(world: Systems, end: str) -> None:
+    stuck = world.made._slot = Stuck()  # type: ignore[assignment]
+    journal = opened(world, ALL)
+    journal.intent(Step.WATCH)
+    said = Reason("lease-lapsed", "nobody said a word")
+    journal.outcome(Step.WATCH, *((Event.DONE, None) if end == "confirm" else (Event.FAILED, said)), {})
+    assert world.loop.round() < 60.0, "it is tried again soon"
+    assert stuck.tries == 1, "once in a round"
+    assert world.current == world.node.new.name
+    world.orders.order_rollback("agent")
+    world.client.away = True
+    world.loop.round()
+    assert world.current != world.node.new.name, "what an operator orders is done, too"
+    assert ("os", f"{end}ing", said.code if end == "revert" else "") in world.ended
+
+
+def test_second_one_is_not_begun_beside_an_end_that_cannot_be_reached(world: Systems) -> None:
+    world.made._slot = Stuck()  # type: ignore[assignment]
+    journal = opened(world, ALL)
+    done(journal, Step.WATCH)
+    world.system_wish = wish(10)
+    world.orders.order_rollback("os")
+    world.loop.round()
+    world.loop.round()
+    assert [each for each in world.ended if each[0] == "os"] == [("os", "confirming", "")]
+    assert not world.orders.waiting(), "or nothing else could be ordered"
+
+
+class Asked(Refusing):
+    """The switch is known to have been reached."""
+
+    def __init__(self) -> None:
+        super().__init__(NO_DISK)
+        self.activated = 0
+
+    def observe(self, progress: Progress) -> Observation:
+        return Observation(progress.begin.release.name)
+
+    def activate(self, progress: Progress, notes: Notes) -> Outcome:
+        self.activated += 1
+        raise NotNow(Reason("server-unreachable", "no route"))
+
+
+def test_system_that_may_have_come_up_goes_on_without_a_server(world: Systems) -> None:
+    asked = world.made._slot = Asked()  # type: ignore[assignment]
+    world.loop.round()  # the agent has something to go back to
+    world.client.away = True
+    journal = opened(world, ALL[:3])
+    journal.intent(Step.ACTIVATE)
+    journal.note({"left_boot": world.node.clock.boot_id()})
+    world.loop.round()
+    assert asked.activated == 0, "it has not been left yet, and comes last"
+    world.node.clock.reboot()
+    world.orders.order_rollback("agent")
+    world.loop.round()
+    assert asked.activated == 1
+    assert world.current != world.node.new.name, "nor does it keep an order waiting"
 
 
 # --- finding the slots

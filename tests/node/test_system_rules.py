@@ -100,7 +100,8 @@ def test_bundle_has_three_names(said: dict[str, Any], target: str, source: str) 
     [
         "", "lab", "1.1.0", "lab-1.1", "a/b-1.1.0", "os/../lab-1.1.0.bundle", "os/x/lab-1.1.0.bundle", "os/lab-1.1.0",
         "lab-1.1.0\n", "lab 1-1.1.0", "https://h/lab.bundle", "https://h/lab-1.1.0", "https:///lab-1.1.0.bundle",
-        "https://h/..%2Flab-1.1.0.bundle", "https://h/%00lab-1.1.0.bundle", "ftp://h/lab-1.1.0.bundle", "-1.1.0",
+        "https://h/..%2Flab-1.1.0.bundle", "https://h/%00lab-1.1.0.bundle", "ftp://h/lab-1.1.0.bundle",
+        "https://[x/lab-1.1.0.bundle", "-1.1.0",
     ],
 )  # fmt: skip
 def test_other_names_are_no_bundles(name: str) -> None:

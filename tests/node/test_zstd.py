@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
+import signal
+import sys
 
 import pytest
 import zstandard
@@ -42,6 +45,25 @@ def test_bad_frame_is_refused_and_the_next_one_is_taken(bad: bytes) -> None:
             decompress(bad, 8192)
         assert error.value.code == "bad-frame"
         assert decompress(frame(content(8192)), 8192) == content(8192)
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="no program zstd")
+def test_program_does_the_same() -> None:
+    decompress = zstd._program()
+    assert decompress is not None
+    assert decompress(frame(content(8192)), 8192) == content(8192)
+    for bad in (b"no frame at all", frame(content(9000)), frame(bytes(1 << 24))):
+        with pytest.raises(InputError) as error:
+            decompress(bad, 8192)
+        assert error.value.code == "bad-frame"
+
+
+def test_no_more_is_taken_of_a_program_than_may_come() -> None:
+    endless = "import sys\nwhile True: sys.stdout.buffer.write(bytes(65536))"
+    status, given, _ = zstd._run([sys.executable, "-c", endless], b"", 8193)
+    assert (status, given) == (-signal.SIGKILL, bytes(8193))
+    words = [sys.executable, "-c", "import sys; print(sys.stdin.read()); sys.exit('why')"]
+    assert zstd._run(words, b"x" * 1_000_00, 200_000) == (1, b"x" * 1_000_00 + b"\n", b"why\n")
 
 
 def test_frame_with_a_flipped_bit_gives_other_bytes_or_none() -> None:

@@ -201,6 +201,26 @@ def test_what_the_node_does_by_itself_aborts_too(fleet: World, node: Node) -> No
     order(fleet, node)
 
 
+def set_back(world: World, node: Node, by_s: float) -> None:
+    """As if the node had said all this so long ago."""
+    with sqlite3.connect(world.layout.database, timeout=10) as database:
+        database.execute("UPDATE nodes SET tx_at = tx_at - ?1 WHERE id = ?2", (by_s, node.id))
+        database.execute("UPDATE events SET stored_at = stored_at - ?1 WHERE node = ?2", (by_s, node.id))
+
+
+def test_what_a_node_never_takes_back_aborts_for_two_hours(fleet: World, node: Node) -> None:
+    """Its journals were lost, or itself."""
+    say(node, "pushed", 0, "offered", "staged", "trial")
+    set_back(fleet, node, 7000.0)
+    why = refused(fleet, node, 409, "aborted")
+    said = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 7000))
+    until = time.strftime("%Y-%m-%d %H:", time.gmtime(time.time() + 200))
+    assert f"said so at {said}" in why
+    assert f"counts until {until}" in why
+    set_back(fleet, node, 300.0)
+    order(fleet, node)
+
+
 def test_a_report_from_before_the_end_aborts_nothing(fleet: World, node: Node) -> None:
     tell(node, update=at_work("pushed", 0, "confirm"))
     say(node, "pushed", 0, "confirming", "confirmed")
@@ -328,6 +348,56 @@ def test_an_open_one_is_cancelled_until_the_switch(fleet: World, node: Node) -> 
     assert fleet.ask("DELETE", f"/nodes/{node.id}/update-os", 412)["error"]["code"] == "failed-precondition"
     entries = [each["phase"] for each in fleet.history(node.id) if each["source"] == "server"]
     assert entries[:3] == ["system-ordered", "system-cancelled", "system-ordered"]
+
+
+def test_one_of_which_nothing_was_heard_for_long_is_cancelled_also_past_the_switch(
+    fleet: World, node: Node
+) -> None:
+    """The node died on trial. Repaired, it would begin with it unasked."""
+    made = order(fleet, node)
+    say(node, "t", made["generation"], "offered", "trial")
+    set_back(fleet, node, 7000.0)
+    error = fleet.ask("DELETE", f"/nodes/{node.id}/update-os", 412)["error"]
+    assert "past the switch (trial)" in error["message"]
+    assert "counts until" in error["message"]
+    set_back(fleet, node, 300.0)
+    tell(node, update=at_work("t", made["generation"], "watch"))  # it lives, and is at it
+    fleet.ask("DELETE", f"/nodes/{node.id}/update-os", 412)
+    tell(node)
+    gone = fleet.ask("DELETE", f"/nodes/{node.id}/update-os")
+    assert (gone["state"], gone["phase"]) == ("cancelled", "trial")
+    assert "os" not in wanted(node)["lines"]
+    order(fleet, node)
+    say(node, "t", made["generation"], "confirmed", first=3)  # it was alive all the same
+    assert [each["state"] for each in view(fleet, node)["updates"]] == ["open", "confirmed"]
+
+
+# ---- a server that was restored from a backup
+
+
+def test_generations_given_out_after_the_backup_are_not_given_again(fleet: World, node: Node) -> None:
+    """The node has them in its journals, and would never begin with an order of an older one."""
+    before = order(fleet, node)["generation"]
+    fleet.ask("DELETE", f"/nodes/{node.id}/update-os")
+    with sqlite3.connect(fleet.layout.database, timeout=10) as database:
+        database.execute("UPDATE counters SET value = 41 WHERE name = 'generation'")
+    made = order(fleet, node)["generation"]
+    assert made > before
+    fleet.ask("DELETE", f"/nodes/{node.id}/update-os")
+    assert fleet.ask("POST", f"/nodes/{node.id}/cold-boot", 202, json={})["generation"] > made
+
+
+def test_an_order_that_a_forgotten_one_has_outrun_ends(fleet: World, node: Node) -> None:
+    made = order(fleet, node)
+    say(node, "old", made["generation"] - 1, "trial", "confirmed")
+    assert view(fleet, node)["updates"][0]["state"] == "open"
+    say(node, "newer", made["generation"] + 50, "offered")
+    (shown,) = view(fleet, node)["updates"]
+    assert (shown["state"], shown["code"], shown["outcome"]) == ("reverted", "superseded", "unavailable")
+    assert str(made["generation"] + 50) in shown["text"]
+    assert "os" not in wanted(node)["lines"]
+    say(node, "newer", made["generation"] + 50, "reverted", first=2)
+    order(fleet, node)
 
 
 def test_what_a_node_had_begun_before_it_was_cancelled(fleet: World, node: Node) -> None:

@@ -144,6 +144,20 @@ def test_how_it_was_started_counts_after_a_confirmation() -> None:
     assert systems.outcome(MADE, report()) == ""
 
 
+@pytest.mark.parametrize("by", ["kexec", "firmware"])
+def test_a_system_that_was_left_later_is_not_shown_as_confirmed(by: str) -> None:
+    """The firmware did not start what kexec had; no event tells of it, the slot's record does."""
+    done = heard(MADE, *GOOD)
+    bad = slot(
+        "1.1.0", "d" * 96, state="bad", booted_by=by, cold_boot_seen=False, why="never by the firmware"
+    )
+    shown = systems.as_json(done, report(slots={"a": slot(), "b": bad}))
+    assert (shown["state"], shown["outcome"]) == ("confirmed", "left")
+    assert (shown["code"], shown["text"]) == ("left", "never by the firmware")
+    other = systems.as_json(done, report(slots={"b": bad | {"digest": "e" * 96}}))
+    assert (other["outcome"], other["code"]) == ("confirmed", "")
+
+
 def test_a_system_that_was_left_after_its_trial_is_not_confirmed() -> None:
     """It passed, the machine was to come back to it, and did not: the node stays on the old one for good."""
     left = heard(MADE, *GOOD[:-1], ("t", 7, "confirmed", "fell-back"))

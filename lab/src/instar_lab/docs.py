@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from instar.core import commands, lifecycle
-from instar.core.transaction import DEADLINE_S, FINAL, MOST_TRIES, STEP, TABLE, Event, State, Step
+from instar.core.transaction import DEADLINE_S, FINAL, LONGER_S, MOST_TRIES, STEP, TABLE, Event, State, Step
 
 ROOT = Path(__file__).resolve().parents[3]
 TRANSACTION = ROOT / "docs" / "transaction.md"
@@ -61,6 +61,8 @@ def _row(state: State) -> str:
     done, failed = TABLE[state, Event.DONE].value, TABLE[state, Event.FAILED].value
     tries = str(MOST_TRIES.get(step, "until it is done" if step in DEADLINE_S else "–"))
     seconds = f"{DEADLINE_S[step]:g}" if step in DEADLINE_S else OWN_BOUND[step]
+    longer = [f"{most:g} for line {line}" for (line, each), most in LONGER_S.items() if each is step]
+    seconds = ", ".join([seconds, *longer])
     return f"| {state.value} | {MEANING[state]} | {step.value} | {done} | {failed} | {tries} | {seconds} |\n"
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from instar.core.errors import ServerUnreachable
 from instar.core.journal import Reason
-from instar.core.transaction import Event, State, Step
+from instar.core.transaction import Event, State, Step, deadline_s
 from instar.engine.driver import abandon, drive
 from instar.engine.target import NotNow
+from instar.targets.os_slot import OsSlot
+from instar.targets.slots.install import LEAST_TURN_S, TURN_S
+from instar.targets.slots.source import FIRST
 from tests.node.slots.images import Image
 from tests.node.slots.system import System
 from tests.node.world import Quiet
@@ -123,7 +128,7 @@ def test_slow_transfer_is_gone_on_with_in_another_turn(system: System) -> None:
     plain = system.source_file.stream
 
     def slow(*where: object) -> object:
-        system.clock.now += 3000.0
+        system.clock.now += TURN_S + 1.0
         return plain(*where)  # type: ignore[arg-type]
 
     system.source_file.stream = slow  # type: ignore[method-assign, assignment]
@@ -132,6 +137,57 @@ def test_slow_transfer_is_gone_on_with_in_another_turn(system: System) -> None:
     with pytest.raises(ServerUnreachable, match="goes on") as error:
         target.stage(journal.progress, journal)
     assert error.value.code == "slow"
+
+
+def test_turn_ends_early_for_who_waits_but_not_at_once(system: System) -> None:
+    """A transfer must not keep an order waiting, and an order that stays must not keep the transfer from getting on."""
+    plain, waits = system.source_file._pieces, [True]
+
+    def slow(*where: object) -> Iterator[bytes]:
+        for piece in plain(*where):  # type: ignore[arg-type]
+            system.clock.now += LEAST_TURN_S * 0.6
+            yield piece
+
+    system.source_file._pieces = slow  # type: ignore[method-assign, assignment]
+    system.begin("none")
+    made, (journal,) = system.target(), system.journals.open_all()
+    target = OsSlot(made.kit, made.platform, waited=lambda: waits[0])
+    with pytest.raises(ServerUnreachable) as error:
+        target.stage(journal.progress, journal)
+    assert error.value.code == "slow"
+    assert system.source_file.served > FIRST, "its manifest came, and more"
+    waits[0] = False
+    assert target.stage(journal.progress, journal).data["slot"] == "b"
+
+
+def test_manifest_that_never_ends_does_not_keep_the_node(system: System) -> None:
+    def drops(*_: object) -> Iterator[bytes]:
+        while True:
+            system.clock.now += 20.0
+            assert system.clock.now < 10_000.0, "for ever"
+            yield b"I"
+
+    system.source_file._pieces = drops  # type: ignore[method-assign, assignment]
+    system.begin("none")
+    target, (journal,) = system.target(), system.journals.open_all()
+    before = system.everything()
+    with pytest.raises(ServerUnreachable) as error:
+        target.stage(journal.progress, journal)
+    assert (error.value.code, system.everything()) == ("slow", before)
+
+
+def test_slots_that_are_read_back_have_more_time(system: System) -> None:
+    seen: list[float] = []
+
+    def bound(seconds: float) -> contextlib.AbstractContextManager[None]:
+        seen.append(seconds)
+        return contextlib.nullcontext()
+
+    system.begin("none")
+    (journal,) = system.journals.open_all()
+    assert drive(journal, system.target(), Quiet(), bound).state is State.CONFIRMED
+    assert seen[1] == deadline_s("os", Step.VERIFY) == 1800.0
+    assert deadline_s("agent", Step.VERIFY) == 300.0
 
 
 def test_given_up_before_the_switch_leaves_what_was_there(system: System) -> None:

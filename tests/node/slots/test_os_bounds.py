@@ -125,6 +125,35 @@ def test_machine_that_never_comes_up_on_the_old_system_stays_where_it_is(system:
     assert "comes up all the same" in system.records()["b"].why
 
 
+# --- a system that does not say which slot it is
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["the old one says it", "the old one does not either"])
+def test_candidate_that_nobody_can_tell_is_left_by_one_more_start(system: System, back: bool) -> None:
+    plain = system._start
+
+    def unknown(kernel: bytes | None) -> bool:
+        up = plain(kernel)
+        if not back or system.running == "b":
+            system.running = ""
+        return up
+
+    system._start = unknown  # type: ignore[method-assign]
+    system.begin()
+    goes_down(system)
+    assert system.running == ""
+    progress = system.go_on()
+    assert (progress.state, reason(progress), system.downs) == (
+        State.REVERTED,
+        "fell-back",
+        ["reboot", "reboot"],
+    )
+    assert (system.running, system.records()["b"].state) == ("a" if back else "", "bad")
+    assert ("nobody can tell" in system.records()["b"].why) is not back
+    (journal,) = system.journals.open_all()
+    assert "unknown-slot" in [record.reason.code for record in journal.records if record.reason]
+
+
 # --- the guard's mark
 
 

@@ -249,6 +249,17 @@ def test_node_without_os_release_can_still_be_updated(first: System) -> None:
     assert not first.target().usable("a")  # nobody knows what it is
 
 
+def test_records_that_cannot_be_read_now_stay_where_they_are(system: System) -> None:
+    path = system.layout.state / "os/slots.json"
+    kept = path.rename(path.with_suffix(".kept"))
+    path.mkdir()  # as a disk that fails, it opens and does not read
+    with pytest.raises(MachineError):
+        system.records()
+    path.rmdir()
+    kept.rename(path)
+    assert system.records()["a"].state == "good"
+
+
 def test_records_that_cannot_be_read_are_set_aside(system: System) -> None:
     path: Path = system.layout.state / "os/slots.json"
     path.write_text("{")

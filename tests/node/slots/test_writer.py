@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from instar.core.errors import MachineError, ServerUnreachable, TrustError
+from instar.core.errors import InputError, MachineError, ServerUnreachable, TrustError
 from instar.host import zstd
 from instar.host.boot.slots import Slot
 from instar.host.files import Disk
-from instar.targets.slots.source import Frames, Head, index, known, read_head, read_through
-from instar.targets.slots.writer import Writer, check_slot
-from instar.trust.bundle import BLOCK, MOST, Chunk
+from instar.targets.slots.source import FIRST, Frames, Head, index, known, read_head, read_through
+from instar.targets.slots.writer import Writer, _alone, check_slot
+from instar.trust.bundle import BLOCK, LENGTH, MAGIC, MAX_MANIFEST, MOST, Chunk
 from instar_server.trust.bundle import About, Built, build
 from tests.node.boot.test_disks import image as kernel_image
 
@@ -88,7 +88,7 @@ class World:
             self.slots.append(Slot(name, path, 0, SIZE))
         shutil.copy(bundle, folder / "bundle")
         self.file = File(folder / "bundle")
-        self.head: Head = read_head(self.file, "/b", built.custom["digest"])
+        self.head: Head = read_head(self.file, "/b", built.custom["digest"], built.length)
         self.file.served = self.file.asked = 0
         self.local = index(self.slots[0], len(OLD))
 
@@ -188,8 +188,30 @@ def test_flipped_bit_in_the_manifest_is_refused(world: World) -> None:
     data[100] ^= 1
     world.file.path.write_bytes(data)
     with pytest.raises(TrustError) as error:
-        read_head(world.file, "/b", world.built.custom["digest"])
+        read_head(world.file, "/b", world.built.custom["digest"], world.built.length)
     assert error.value.code == "altered-bundle"
+
+
+def test_manifest_that_cannot_be_the_signed_one_is_not_read(world: World) -> None:
+    """It may come from anywhere, and is held in memory."""
+    path = world.file.path
+    for length, code in ((MAX_MANIFEST, "altered-bundle"), (MAX_MANIFEST + 1, "bad-bundle")):
+        with path.open("r+b") as file:
+            file.write(MAGIC + LENGTH.pack(length))
+            file.truncate(MAX_MANIFEST + 4096)
+        world.file.served = 0
+        with pytest.raises((TrustError, InputError)) as error:
+            read_head(world.file, "/b", world.built.custom["digest"], world.built.length)
+        assert (error.value.code, world.file.served) == (code, FIRST)
+
+
+def test_mounted_partition_is_not_opened(world: World) -> None:
+    """A block device that somebody else has does not open this way; a file in its place has no such thing."""
+    devices = [path for path in Path("/dev").iterdir() if path.is_block_device()]
+    if not devices:
+        pytest.skip("no block device here")
+    assert _alone(Slot("b", devices[0], 0, 1)) == os.O_EXCL
+    assert _alone(world.slots[1]) == 0
 
 
 def test_flipped_bit_on_the_disk_is_found_when_it_is_read_back(world: World) -> None:

@@ -39,6 +39,7 @@ def test_from_the_factory_by_kexec_and_past_a_kernel_that_hangs(machine: Machine
 
     stores.lost(machine.vm.variables)
     machine.start()
+    machine.wait("made the entry of slot a again")
     assert machine.versions() == [f"{X} firmware", f"{X} kexec", f"{X} firmware", f"{X} firmware"]
     machine.power_off()
     assert oracles.Firmware.of(machine.vm.variables).slots == "a"

@@ -83,6 +83,14 @@ DEADLINE_S: dict[Step, float] = {
     Step.REVERT: 120.0,
 }
 
+# Lines that need longer: one or two whole slots are read back, from a slow disk too.
+LONGER_S: dict[tuple[str, Step], float] = {("os", Step.VERIFY): 1800.0}
+
+
+def deadline_s(line: str, step: Step) -> float | None:
+    """Seconds that one try of a step of this line may take; None where something else bounds it."""
+    return LONGER_S.get((line, step), DEADLINE_S.get(step))
+
 
 def after(state: State, event: Event) -> State:
     """The state that follows. Raises ValueError for a final state: nothing follows it."""

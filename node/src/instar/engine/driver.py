@@ -13,7 +13,7 @@ from typing import Protocol
 from instar.core.errors import InstarError, ReleaseError, ServerUnreachable, TrustError
 from instar.core.journal import Progress, Reason
 from instar.core.recovery import Fail, Finished, Run, decide
-from instar.core.transaction import DEADLINE_S, Event, State, Step
+from instar.core.transaction import Event, State, Step, deadline_s
 from instar.engine.journal import Journal
 from instar.engine.target import Failed, NotNow, Outcome, Target
 from instar.host.points import reach
@@ -88,8 +88,9 @@ def _run(journal: Journal, target: Target, step: Step, bound: Bound) -> None:
     }[step]
     journal.intent(step)
     reach(f"step:{step.value}:before")
+    most_s = deadline_s(journal.progress.begin.line, step)
     try:
-        with bound(DEADLINE_S[step]) if step in DEADLINE_S else nullcontext():
+        with bound(most_s) if most_s is not None else nullcontext():
             outcome = do(journal.progress, journal)
     except Failed as failed:
         _failed(journal, step, failed.reason, failed.blame)

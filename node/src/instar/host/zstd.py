@@ -9,6 +9,8 @@ import ctypes
 import importlib
 import shutil
 import subprocess
+import tempfile
+import threading
 from collections.abc import Callable
 
 from instar.core.errors import InputError, MachineError
@@ -96,16 +98,42 @@ def _program() -> Decompress | None:
 
     def decompress(frame: bytes, most: int) -> bytes:
         try:
-            done = subprocess.run(
-                [path, "-dcq"], input=frame, capture_output=True, timeout=PROGRAM_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
+            status, content, said = _run([path, "-dcq"], frame, most + 1)
+        except OSError as error:
             raise MachineError("no-zstd", f"cannot unpack with {path}: {error}") from None
-        if done.returncode != 0:
-            raise _bad(done.stderr.decode(errors="replace").strip()[-200:])
-        return _bounded(done.stdout, most)
+        _bounded(content, most)
+        if status != 0:
+            raise _bad(said.decode(errors="replace").strip()[-200:])
+        return content
 
     return decompress
+
+
+def _run(words: list[str], given: bytes, most: int) -> tuple[int, bytes, bytes]:
+    """Status, output and errors of a program that reads `given`: of a longer output its first `most` bytes, and the
+    program is ended then. Raises OSError, TimeoutError after PROGRAM_S."""
+    with tempfile.TemporaryFile() as into, tempfile.TemporaryFile() as errors:
+        into.write(given)
+        into.seek(0)
+        with subprocess.Popen(words, stdin=into, stdout=subprocess.PIPE, stderr=errors) as program:
+            assert program.stdout is not None
+            timer = threading.Timer(PROGRAM_S, program.kill)
+            timer.start()
+            try:
+                content = program.stdout.read(most)
+                if len(content) == most:
+                    program.kill()
+                status = program.wait()
+                late = timer.finished.is_set()
+            except BaseException:
+                program.kill()
+                raise
+            finally:
+                timer.cancel()
+        if late:
+            raise TimeoutError(f"it took longer than {PROGRAM_S:g} s")
+        errors.seek(0)
+        return status, content, errors.read(4096)
 
 
 def _bounded(content: bytes, most: int) -> bytes:

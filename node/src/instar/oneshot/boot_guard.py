@@ -57,10 +57,16 @@ def guard(layout: Layout, settings: Settings, clock: Clock, machine: Machine) ->
     """Returns when there is nothing to guard, saying why; after a restart was asked for, only if that fails."""
     end = bound_s(settings)
     while True:
-        found = _on_trial(layout, machine)
+        left = end - clock.boottime()
+        try:
+            found = _on_trial(layout, machine)
+        except MachineError:  # the records cannot be read now
+            if left <= 0:
+                raise
+            machine.sleep(min(left, LOOK_S))
+            continue
         if not found:
             return "no trial is open in this system"
-        left = end - clock.boottime()
         if left <= 0:
             break
         machine.sleep(min(left, LOOK_S))
@@ -96,8 +102,13 @@ def _count(layout: Layout, trial: str) -> bool:
         pass
     if restarts >= MOST:
         return False
-    make_folder(path.parent, 0o700)
-    write_atomic(path, json.dumps({"v": 1, "trial": trial, "restarts": restarts + 1}).encode(), 0o600)
+    try:
+        make_folder(path.parent, 0o700)
+        write_atomic(path, json.dumps({"v": 1, "trial": trial, "restarts": restarts + 1}).encode(), 0o600)
+    except (MachineError, OSError) as error:
+        # A full disk must not keep a dead system up. Each restart comes only after the whole bound, so even one that
+        # is never counted is no fast loop; and the firmware was asked for this system once.
+        print(f"instar boot-guard: a restart is not counted: {error}", file=sys.stderr, flush=True)
     return True
 
 

@@ -30,7 +30,7 @@ from instar.host.files import remove_tree
 from instar.host.points import reach
 from instar.host.records import read_quarantine, write_quarantine
 from instar.targets.kit import Kit
-from instar.targets.slots.install import Install
+from instar.targets.slots.install import Install, Waited
 from instar.targets.slots.ledger import Ledger
 from instar.targets.slots.platform import Platform, Tell, untold
 from instar.targets.slots.records import SlotRecord
@@ -46,12 +46,16 @@ LEFT = "left before a cold boot was seen"
 
 class OsSlot:
     """Holds only what can be found out again. `answer_s`: from the activation to the machine's way down. `tell` is
-    called while an image comes or is read back, a few times a second."""
+    called while an image comes or is read back, a few times a second; `waited`: whether its transfer is to let others
+    have a turn."""
 
-    def __init__(self, kit: Kit, platform: Platform, answer_s: float = 10.0, tell: Tell = untold) -> None:
+    def __init__(
+        self, kit: Kit, platform: Platform, answer_s: float = 10.0, tell: Tell = untold,
+        waited: Waited = lambda: False,
+    ) -> None:  # fmt: skip
         self.kit, self.platform, self.answer_s = kit, platform, answer_s
         self.ledger = Ledger(kit.layout.state / "os", platform, kit.clock.wall, kit.disk)
-        self._install = Install(kit, platform, self.ledger, tell)
+        self._install = Install(kit, platform, self.ledger, tell, waited)
         self._ways = Ways(self._install)
 
     # --- what is there
@@ -270,8 +274,13 @@ class OsSlot:
         """The slot that ran before, for good: and back into it, if the candidate is what runs."""
         begin, slot = progress.begin, str(progress.data.get("slot", ""))
         blame = bool(progress.data.get("blame", True)) and progress.reason is not None
-        if slot and progress.intended(Step.ACTIVATE) and self.platform.running():
-            why = progress.reason.text if progress.reason else ""
+        why = progress.reason.text if progress.reason else ""
+        if slot and progress.intended(Step.ACTIVATE) and not self.platform.running():
+            if not self._never_left(progress):
+                self._leave_unknown(progress, notes)
+                why = f"{why}; nobody can tell which slot runs, also after another start"
+                self.ledger.mark(slot, state="bad" if blame else "installed", why=why)
+        elif slot and progress.intended(Step.ACTIVATE):
             if self._put_back(progress, notes, slot):
                 if _is_unseen(self.ledger.record(other(slot))):
                     self.ledger.mark(other(slot), why=UNSEEN)
@@ -290,6 +299,18 @@ class OsSlot:
         """Whether the machine is still in the boot in which it was to be switched."""
         now = self.kit.clock.boot_id()
         return str(progress.data.get("left_boot", now)) == now
+
+    def _leave_unknown(self, progress: Progress, notes: Notes) -> None:
+        """What came up does not say which slot it is, so nothing can be chosen: but the firmware was asked for the
+        candidate once, and one more start is the old system's. Returns where that was to no avail."""
+        now = self.kit.clock.boot_id()
+        if "sent_on" not in progress.data:
+            notes.note(
+                {"sent_on": now}, Reason("unknown-slot", "nobody can tell which slot runs: starting anew")
+            )
+        if progress.data.get("sent_on", now) == now:
+            self._down("reboot")
+            raise NotNow(Reason("not-down", "the machine did not go down for the way back"))
 
     def _put_back(self, progress: Progress, notes: Notes, slot: str) -> bool:
         """False where the machine was sent back often enough, and comes up on the candidate all the same."""

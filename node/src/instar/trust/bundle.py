@@ -31,7 +31,7 @@ FORMAT, KIND, CODE = 1, "os", "bad-bundle"
 BLOCK = 4096
 FEWEST, MOST = 4, 64  # blocks of a chunk
 CUT = 0xF  # a block whose CRC-32 has none of these bits ends a chunk
-MAX_MANIFEST, MAX_CHUNKS = 64 << 20, 1 << 20
+MAX_MANIFEST, MAX_CHUNKS = 16 << 20, 1 << 20  # bytes, of an image of about 16 GiB: a node holds it in memory
 MAX_IMAGE = 1 << 40  # bytes
 ROLES = ("root", "kernel")
 
@@ -91,7 +91,7 @@ class Bundle(NamedTuple):
         return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def bundle_digest(manifest: bytes) -> str:
+def bundle_digest(manifest: bytes | memoryview) -> str:
     return hashlib.sha384(manifest).hexdigest()
 
 

@@ -23,6 +23,10 @@ from instar.targets.parcels import WAITS
 from instar.updater.orders import Orders
 from instar.updater.targets import Targets
 
+# Trouble of a system in these holds up nobody. The last two have no way back, and what stops them may last: a boot
+# order that nobody can write. Else no other line begins between a system's switch and its end; here that rule gives
+# way, for the repair may be what comes by the other lines. The first stands here only where the switch did not happen.
+HOLDS_UP_NOBODY = (State.REHEARSED, State.CONFIRMING, State.REVERTING)
 OLDEST_S = 86400.0  # for a transaction that has not been activated
 BROUGHT_S = 900.0  # for one whose bytes only its maker can bring, until they are staged
 ELSEWHERE_S = (
@@ -80,7 +84,8 @@ class Driving:
             begin = journal.progress.begin
             if is_module(begin.line) and not modules:
                 continue
-            if journal.progress.state in BEFORE_ACTIVATION and (
+            waits = journal.progress.state in BEFORE_ACTIVATION and not self._is_switched(journal.progress)
+            if waits and (
                 (active_only and begin.cause == "wish")
                 or (begin.line == SYSTEM and begin.cause != "rollback")
             ):
@@ -90,11 +95,25 @@ class Driving:
             self.go_on(journal)
 
     def go_on(self, journal: Journal) -> None:
-        """With one that is open."""
+        """With one that is open. A system that this round went past is tried again in the next one."""
         line = journal.progress.begin.line
+        if line == SYSTEM and line in self.put_off:
+            return
         if self._too_old(journal):
             abandon(journal, self.targets.any(line), _reason_too_old(journal))
-        self.apart(line, lambda: self.drive(journal))
+        self._apart(journal)
+
+    def _apart(self, journal: Journal) -> None:
+        """Drive it; a system that is decided, and cannot be brought to its end now, is put off."""
+        line = journal.progress.begin.line
+        try:
+            self.apart(line, lambda: self.drive(journal))
+        except (NotNow, InstarError) as error:
+            if line != SYSTEM or journal.progress.state not in HOLDS_UP_NOBODY:
+                raise
+            reason = error.reason if isinstance(error, NotNow) else error
+            log.warning("%s: later: %s", line, reason.text)
+            self.put_off.append(line)
 
     def unfinished(self) -> list[Journal]:
         """What is open, of lines that this release knows: the node's own programs and system first, then modules.
@@ -160,7 +179,13 @@ class Driving:
     def _end(self, journal: Journal, reason: Reason) -> None:
         line = journal.progress.begin.line
         if abandon(journal, self.targets.any(line), reason):
-            self.apart(line, lambda: self.drive(journal))
+            self._apart(journal)
+
+    def _is_switched(self, progress: Progress) -> bool:
+        """Whether the power went while the firmware was being asked for the other system: what runs may be that,
+        perhaps without a network, and its trial must begin."""
+        left = progress.begin.line == SYSTEM and progress.data.get("left_boot")
+        return bool(left) and left != self.clock.boot_id()
 
     def _too_old(self, journal: Journal) -> bool:
         began = journal.progress.began

@@ -31,6 +31,7 @@ from instar.updater.targets import Targets
 from instar.updater.tidy import tidy, tidy_parcels
 
 KEPT_JOURNALS = 50
+SLOW = "slow"  # a turn of a long transfer has ended
 CHECKED_S = 3600.0  # between two looks at all files of a module, which may be many
 
 log = logging.getLogger("instar.updater")
@@ -69,6 +70,8 @@ class Loop:
         except NotNow as later:
             log.warning("later: %s", later.reason.text)
             self.heard.trouble = ARTIFACTS if later.reason.code == ARTIFACTS else self.heard.trouble
+            if later.reason.code == SLOW:  # it got on, and goes on once others had their turn
+                self.backoff.reset()
             return self.backoff.next(random.random())
         except InstarError as error:
             log.warning("%s", error.text)

@@ -56,6 +56,8 @@ class Ordered:
         # So that the wish that was given up by this does not come back, but a newer one does.
         generation = self.heard.generation(role)
         if role == SYSTEM:
+            if SYSTEM in self.driving.put_off:  # two at once would undo each other
+                raise InputError("aborted", "cannot roll back the os: its last transaction has no end yet")
             return self.targets.system().begin_rollback(tx, generation)
         release, line = previous_release(self.targets, role), self.targets.of(role).line
         return replace(self.driving.begin(line, role, release, "rollback", tx), generation=generation)

@@ -71,7 +71,8 @@ class System:
         with self._lock:
             if self._slot is None:
                 try:
-                    slot = AskingSlot(self.kit, self._open(), self.kit.settings.os.answer_s, self._progress)
+                    answer_s, waited = self.kit.settings.os.answer_s, self.orders.wake.is_set
+                    slot = AskingSlot(self.kit, self._open(), answer_s, self._progress, waited)
                 except InstarError as error:
                     if self._fault is None or self._fault.text != error.text:
                         log.warning("the system's slots cannot be used: %s", error.text)
@@ -294,11 +295,19 @@ class AskingSlot(OsSlot):
 
     def activate(self, progress: Progress, notes: Notes) -> Outcome:
         begin = progress.begin
-        if begin.cause == "wish":
+        if begin.cause == "wish" and not self._may_be_switched(progress):
             wanted = self.ask()  # ServerUnreachable: later, for without its server a trial cannot pass
             if not wanted.fault and (wanted.system is None or wanted.system.generation != begin.generation):
                 raise Failed(Reason("superseded", "the server does not want it any more"), blame=False)
         return super().activate(progress, notes)
+
+    def _may_be_switched(self, progress: Progress) -> bool:
+        """Whether the machine went down since the firmware was asked, and what came up is not known to be the old
+        system: a candidate without a network has nobody to ask, and must go on to its trial."""
+        now = self.kit.clock.boot_id()
+        if progress.data.get("left_boot", now) == now:
+            return False
+        return self.platform.running() != other(str(progress.data["slot"]))
 
 
 class Refusing:

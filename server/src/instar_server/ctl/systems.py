@@ -40,6 +40,8 @@ WAYS_OUT = {
     "altered-chunk": "what came is not what was signed: look at the source, then give the same order again",
     "fell-back": "the new system did not come up; its console says why. It is in quarantine for now; "
     "the same order again tries it anew",
+    "left": "it was confirmed, and the node has left it since; it is in quarantine for now; "
+    "the same order again tries it anew",
     "unknown-slot": "the node does not run from one of its slots: look at its disk and at [os] in its config.toml",
 }
 USUAL_WAY_OUT = "'instarctl nodes history {node}' says what happened; the same order again tries it anew"

@@ -34,6 +34,7 @@ PRECONDITIONS = frozenset(
     {"wrong-hardware", "too-old-system", "too-old-bundle", "slot-too-small", "cold-boot-not-seen"}
 )
 NOT_ACTIVE, COLD_BOOT_NOT_SEEN = "installed, not active", "confirmed, cold boot not seen"
+LEFT, BAD = "left", "bad"  # confirmed once, and its slot is no good any more
 MOST_AHEAD_S, MOST_BEHIND_S = 366 * 86400.0, 300.0  # of a cold boot that is ordered
 MOST_BUNDLE = system.MOST_SOURCE
 _NAMED = re.compile(r"[^/%]+-[0-9]+\.[0-9]+\.[0-9]+(?:-[0-9a-z]+)?")
@@ -209,6 +210,13 @@ def _overruled(update: Update, told: Told, now: float) -> Update:
     return replace(update, state=REVERTED, code="superseded", text=text, ended=now)
 
 
+def outrun(update: Update, generation: int, now: float) -> Update:
+    """The node has begun something for a newer order, and begins nothing more for this one. One order at a time
+    of a node is open, so the newer one was forgotten: the database was restored from a backup."""
+    text = f"the node has had order {generation}, which this server does not know: was it restored from a backup?"
+    return replace(update, state=REVERTED, code="superseded", text=text, ended=now)
+
+
 def too_late(update: Update, report: Mapping[str, Any]) -> bool:
     """Whether the node is at, or past, the switch."""
     under_way = report.get("update") or {}
@@ -229,8 +237,16 @@ def outcome(update: Update, report: Mapping[str, Any]) -> str:
         return NOT_ACTIVE
     slots: Mapping[str, Any] = report.get("slots") or {}
     same = [slot for slot in slots.values() if slot and slot.get("digest") == update.digest]
+    if any(slot.get("state") == BAD for slot in same):
+        return LEFT
     unseen = any(slot.get("booted_by") == KEXEC and not slot.get("cold_boot_seen") for slot in same)
     return COLD_BOOT_NOT_SEEN if unseen else CONFIRMED
+
+
+def _why_bad(update: Update, report: Mapping[str, Any]) -> str:
+    slots: Mapping[str, Any] = report.get("slots") or {}
+    bad = (slot for slot in slots.values() if slot and slot.get("state") == BAD)
+    return next((str(slot.get("why", "")) for slot in bad if slot.get("digest") == update.digest), "")
 
 
 def with_progress(update: Update, report: Mapping[str, Any]) -> Update:
@@ -256,7 +272,9 @@ def as_wire(update: Update) -> dict[str, Any]:
 
 def as_json(update: Update, report: Mapping[str, Any]) -> dict[str, Any]:
     """As operators see it."""
-    shown = asdict(with_progress(update, report))
+    shown, result = asdict(with_progress(update, report)), outcome(update, report)
+    if result == LEFT:
+        shown |= {"code": LEFT, "text": _why_bad(update, report)}
     for inner in ("tx_n", "activated"):
         del shown[inner]
-    return shown | {"outcome": outcome(update, report)}
+    return shown | {"outcome": result}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,7 +98,7 @@ class Systems:
         try:
             async with self._database.write() as connection:
                 await self._check_order(connection, node, found, least)
-                made = replace(made, generation=await Wishes(connection).next_generation())
+                made = replace(made, generation=await Wishes(connection).next_generation(now))
                 await SystemUpdates(connection).add(made)
                 await Events(connection).append(node, History.SERVER, [_entry(made, "ordered", by, now)], now)
         except IntegrityError:  # another process of this server was first
@@ -125,22 +126,22 @@ class Systems:
             raise _aborted(
                 row.id, f"{open_.id} to {open_.name} {open_.version} is {open_.phase or 'ordered'}"
             )
-        under_way = report.get("update")
-        recent = told is not None and self._now() - told < LAPSE_AFTER_S
-        if (
-            under_way
-            and recent
-            and not await Events(connection).has_ended(row.id, under_way["tx"], systems.FINAL)
-        ):
-            raise _aborted(
-                row.id, f"the node is at work on {under_way['tx']} ({under_way['step'] or 'begun'})"
-            )
+        if (under_way := report.get("update")) and self._counts(told):
+            tx = under_way["tx"]
+            if not await Events(connection).has_ended(row.id, tx, systems.FINAL):
+                raise _at_work(row.id, tx, under_way["step"] or "begun", told)
         columns = row.columns
-        if columns["tx_line"] == systems.LINE and columns["tx_phase"] in looks.OPEN_PHASES:
-            raise _aborted(row.id, f"the node is at work on {columns['tx']} ({columns['tx_phase']})")
+        at_work = columns["tx_line"] == systems.LINE and columns["tx_phase"] in looks.OPEN_PHASES
+        if at_work and self._counts(columns["tx_at"]):
+            raise _at_work(row.id, columns["tx"], columns["tx_phase"], columns["tx_at"])
+
+    def _counts(self, said: float | None) -> bool:
+        """Whether a node's word of that time still says what it is at. Its journals may be lost, or itself: what is
+        never taken back must not stand for ever."""
+        return said is not None and self._now() - said < LAPSE_AFTER_S
 
     async def cancel(self, node: str, by: str) -> Update:
-        """Take the open update back, before the node has switched.
+        """Take the open update back, before the node has switched, or when nothing was heard of it for long.
 
         Raises NotFound `not-found`, Precondition `failed-precondition`.
         """
@@ -150,14 +151,26 @@ class Systems:
             open_ = await SystemUpdates(connection).open_of(node)
             if open_ is None:
                 raise NotFound("not-found", f"cannot cancel: no system update of {node} is open")
-            if systems.too_late(open_, self._report(row)[0]):
-                text = f"cannot cancel {open_.id}: the node is past the switch ({open_.phase or 'activate'})"
-                raise Precondition("failed-precondition", text)
+            report, told = self._report(row)
+            if systems.too_late(open_, report):
+                said = await self._last_word(connection, open_, report, told)
+                if self._counts(said):
+                    why = f"the node is past the switch ({open_.phase or 'activate'}){_until(said)}"
+                    raise Precondition("failed-precondition", f"cannot cancel {open_.id}: {why}")
             gone = replace(open_, state=systems.CANCELLED, ended=now)
             await SystemUpdates(connection).put(gone)
             await Events(connection).append(node, History.SERVER, [_entry(gone, "cancelled", by, now)], now)
         self._changed(gone, f"system {gone.version} is wanted no more")
         return gone
+
+    async def _last_word(
+        self, connection: Connection, update: Update, report: dict[str, Any], told: float | None
+    ) -> float | None:
+        """When the node last said something of an update."""
+        said = await Events(connection).last_stored(update.node, update.tx) if update.tx else None
+        if (report.get("update") or {}).get("generation") == update.generation:
+            said = max(said or 0.0, told or 0.0)
+        return said
 
     # ---- cold boots
 
@@ -177,7 +190,7 @@ class Systems:
                 raise systems.unfit(f"revoked: {node} is no longer served")
             systems.check_slots(report)
             await self._check_idle(connection, row, report, told)
-            generation = await Wishes(connection).next_generation()
+            generation = await Wishes(connection).next_generation(now)
             await Nodes(connection).set(node, cold_boot_at=when, cold_boot_generation=generation)
             entry = _cold_entry("ordered", generation, by, now)
             await Events(connection).append(node, History.SERVER, [entry], now)
@@ -328,6 +341,17 @@ def _unknown(node: str) -> NotFound:
 
 def _aborted(node: str, why: str) -> Conflict:
     return Conflict("aborted", f"cannot begin with the system of {node}: {why}")
+
+
+def _at_work(node: str, tx: str, step: str, said: float | None) -> Conflict:
+    return _aborted(node, f"the node is at work on {tx} ({step}){_until(said)}")
+
+
+def _until(said: float | None) -> str:
+    """Since when that is so, and until when it counts if the node says no more."""
+    since = said or 0.0
+    at, until = (time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(t)) for t in (since, since + LAPSE_AFTER_S))
+    return f"; it said so at {at}, and if no more is heard this counts until {until}"
 
 
 def _progress(node: str, said: UpdateSaid, before: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Wishes:
             wishes = work.Wishes(connection)
             made = []
             for line, (target, digest) in released.items():
-                generation = await wishes.next_generation()
+                generation = await wishes.next_generation(now)
                 wish = Wish(scope, subject, line, version, target, digest, generation, now, by, via)
                 await wishes.put(wish)
                 made.append(wish)
@@ -71,6 +71,7 @@ class Wishes:
 
     async def remove(self, scope: str, subject: str, lines: list[str]) -> None:
         """Take wishes back; nodes stay on what they run. Raises NotFound `no-wish` when there was none."""
+        now = self._now()
         async with self._database.write() as connection:
             wishes = work.Wishes(connection)
             gone = [await wishes.remove(scope, subject, line) for line in dict.fromkeys(lines)]
@@ -80,11 +81,11 @@ class Wishes:
                 )
             if scope == NODE:
                 # What the node is told next comes from its group, and must not have an older generation.
-                floor = await wishes.next_generation()
+                floor = await wishes.next_generation(now)
                 await Nodes(connection).set(subject, generation_floor=floor)
                 text = f"{', '.join(dict.fromkeys(lines))} no longer wanted for this node"
-                entry = server_entry(f"unwanted:{floor}", "unwanted", self._now(), "unwanted", text)
-                await Events(connection).append(subject, History.SERVER, [entry], self._now())
+                entry = server_entry(f"unwanted:{floor}", "unwanted", now, "unwanted", text)
+                await Events(connection).append(subject, History.SERVER, [entry], now)
         self._tell(scope, subject, "")
 
     async def all(self) -> list[Wish]:
@@ -108,7 +109,7 @@ class Wishes:
             if row is None:
                 raise NotFound("unknown-node", f"cannot move {node}: there is no such node")
             await Groups(connection).ensure(group, now)
-            floor = await work.Wishes(connection).next_generation()
+            floor = await work.Wishes(connection).next_generation(now)
             await Nodes(connection).set(node, group_name=group, generation_floor=floor)
             entry = server_entry(
                 f"moved:{floor}", "moved", now, "moved", f"moved from {row.group} to {group}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.sql import Select
 
 from instar_server.domain import history
@@ -93,6 +93,13 @@ class Events:
         e = events.c
         found = select(e.seq).where(e.node == node, e.source == "node", e.tx == tx, e.phase.in_(list(phases)))
         return (await self._c.execute(found.limit(1))).first() is not None
+
+    async def last_stored(self, node: str, tx: str) -> float | None:
+        """When the newest event of a node's transaction came (unix time)."""
+        e = events.c
+        found = select(func.max(e.stored_at)).where(e.node == node, e.source == "node", e.tx == tx)
+        newest: float | None = (await self._c.execute(found)).scalar_one()
+        return newest
 
     async def of_node(self, node: str, after_n: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """Oldest first, those after number `after_n`."""

@@ -61,6 +61,7 @@ class SystemUpdates:
     async def heard(self, node: str, told: Iterable[Told], now: float) -> None:
         """Events of line `os`: those of an update's generation change it, a final one of a cold boot's ends that."""
         rows: dict[int, Update] = {}
+        told = list(told)
         for each in sorted(told, key=lambda each: (each.generation, each.tx, each.number)):
             if each.generation not in rows:
                 found = await self._of(node, each.generation)
@@ -72,6 +73,9 @@ class SystemUpdates:
             rows[each.generation] = systems.after(before, each, now)
         for changed in rows.values():
             await self.put(changed)
+        newest, open_ = max((each.generation for each in told), default=0), await self.open_of(node)
+        if open_ is not None and open_.generation < newest:
+            await self.put(systems.outrun(open_, newest, now))
 
     async def _of(self, node: str, generation: int) -> Update | None:
         mine = select(system_updates).where(_S.node == node, _S.generation == generation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from instar_server.domain.verdicts import Recorded, Verdict
@@ -19,10 +19,13 @@ class Wishes:
     def __init__(self, connection: Connection) -> None:
         self._c = connection
 
-    async def next_generation(self) -> int:
-        """A number greater than any that was given out before."""
-        counted = insert(counters).values(name="generation", value=1)
-        counted = counted.on_conflict_do_update(index_elements=["name"], set_={"value": counters.c.value + 1})
+    async def next_generation(self, now: float) -> int:
+        """A number greater than any that was given out before, also by a database whose place a backup has taken:
+        it is `now` (unix time) in milliseconds at least."""
+        least = max(1, int(now * 1000))
+        counted = insert(counters).values(name="generation", value=least)
+        value = func.max(counters.c.value + 1, least)  # SQLite's, of two values
+        counted = counted.on_conflict_do_update(index_elements=["name"], set_={"value": value})
         return int((await self._c.execute(counted.returning(counters.c.value))).scalar_one())
 
     async def put(self, wish: Wish) -> None:

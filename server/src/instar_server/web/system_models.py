@@ -39,9 +39,10 @@ class SystemUpdate(BaseModel):
     """One order. `state` stays open until the node has told its end; `phase` is a state of docs/transaction.md.
 
     `outcome`: '' while it is open, then `confirmed`, `installed, not active`, `confirmed, cold boot not seen`,
-    `cancelled`, `reverted` (it was active, and did not stay so), or, when it ended before it was active,
-    `failed-precondition` or `unavailable`; `code` and `text` say why. `done` of `total` bytes of the image are in
-    `slot`; `fetched` came over the network, `reused` from the running slot.
+    `cancelled`, `left` (it was confirmed, and the node has left it since), `reverted` (it was active, and did not
+    stay so), or, when it ended before it was active, `failed-precondition` or `unavailable`; `code` and `text` say
+    why. `done` of `total` bytes of the image are in `slot`; `fetched` came over the network, `reused` from the
+    running slot.
     """
 
     id: str

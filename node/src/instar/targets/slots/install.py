@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from instar.core.errors import MachineError, ServerUnreachable, TrustError
 from instar.core.journal import Begin, Progress, Reason
-from instar.core.transaction import DEADLINE_S, Step
 from instar.engine.fetch import Pace
 from instar.engine.target import Failed, Outcome
 from instar.host.boot import esp
@@ -33,7 +32,14 @@ from instar.trust.bundle import HEAD, Bundle, Chunk, Image
 KERNEL = "kernel.efi"
 TOLD_S = 0.25  # between two words on the progress
 SOURCE_S = 3000.0  # a source that an operator named must answer within this, or it is said why it did not
-TURN_S = DEADLINE_S[Step.STAGE] * 0.8  # a slow transfer is gone on with in another turn
+TURN_S = (
+    300.0  # a slow transfer is gone on with in another turn, from its checkpoint: others have theirs between
+)
+LEAST_TURN_S = 10.0  # of one that ends early since somebody waits: it must get on all the same
+SLOW = "slow"
+
+Waited = Callable[[], bool]
+"""Whether the updater has something else to do."""
 
 
 class Offer(NamedTuple):
@@ -48,23 +54,35 @@ class Offer(NamedTuple):
         return self.head.bundle
 
 
-class Meter:
-    """Keeps to the rate, counts what came, and tells who follows. `done` and `reused` are bytes of the root image."""
+class Turn:
+    """Keeps to the rate, and ends when it has lasted long enough."""
 
-    def __init__(self, kit: Kit, tell: Tell, tx: str, slot: str, total: int) -> None:
-        self._clock, self._tell, self._what, self._total = kit.clock, tell, (tx, slot), total
+    def __init__(self, kit: Kit, waited: Waited) -> None:
+        self._now, self._waited = kit.clock.monotonic, waited
         self._pace = Pace(kit.settings.network.rate_bytes_s, kit.clock.monotonic, kit.sleep)
-        self._end, self._next = kit.clock.monotonic() + TURN_S, 0.0
-        self.fetched = 0
+        self._begin = self._now()
+
+    def spend(self, count: int) -> None:
+        """Raises ServerUnreachable `slow` at the end."""
+        self._pace.spend(count)
+        lasted = self._now() - self._begin
+        if lasted > TURN_S or (lasted > LEAST_TURN_S and self._waited()):
+            raise ServerUnreachable(SLOW, "the transfer is slow, and goes on from where it is")
+
+
+class Meter:
+    """Counts what came, and tells who follows. `done` and `reused` are bytes of the root image."""
+
+    def __init__(self, kit: Kit, tell: Tell, tx: str, slot: str, total: int, turn: Turn) -> None:
+        self._clock, self._tell, self._what, self._total = kit.clock, tell, (tx, slot), total
+        self._turn, self._next, self.fetched = turn, 0.0, 0
         self.position: Callable[[], tuple[int, int]] = lambda: (0, 0)  # done, reused
 
     def spend(self, count: int) -> None:
-        """Raises ServerUnreachable `slow` when this turn has lasted long enough."""
-        self._pace.spend(count)
+        """Raises ServerUnreachable `slow` when this turn is over."""
         self.fetched += count
         self.tell(*self.position())
-        if self._clock.monotonic() > self._end:
-            raise ServerUnreachable("slow", "the transfer is slow, and goes on from where it is")
+        self._turn.spend(count)
 
     def tell(self, done: int, reused: int) -> None:
         """At most every TOLD_S, and at the end."""
@@ -76,19 +94,23 @@ class Meter:
 
 
 class Install:
-    def __init__(self, kit: Kit, platform: Platform, ledger: Ledger, tell: Tell) -> None:
-        self.kit, self.platform, self.ledger, self.tell = kit, platform, ledger, tell
+    """`waited` may end a turn of a transfer early."""
+
+    def __init__(
+        self, kit: Kit, platform: Platform, ledger: Ledger, tell: Tell, waited: Waited = lambda: False
+    ) -> None:
+        self.kit, self.platform, self.ledger, self.tell, self.waited = kit, platform, ledger, tell, waited
 
     def stage(self, progress: Progress) -> Outcome:
         begin, ledger = progress.begin, self.ledger
         slot = ledger.idle()
         running = ledger.record(other(slot))
         overridden = check_state(begin, running)
-        offer = self._offer(progress, slot)
+        offer = self._offer(progress, slot, turn := Turn(self.kit, self.waited))
         bundle = offer.bundle
         check_bundle(bundle, self.platform, self.platform.slots[slot], running, self._oldest())
         root = bundle.image("root")
-        meter = Meter(self.kit, self.tell, begin.tx, slot, root.size)
+        meter = Meter(self.kit, self.tell, begin.tx, slot, root.size, turn)
         data = {"slot": slot, "deny_kexec": list(bundle.deny_kexec)}
         if holds := self._holds(slot, bundle, meter):
             self._bring_kernel(slot, begin, offer, meter)
@@ -105,7 +127,7 @@ class Install:
 
     # --- what is offered
 
-    def _offer(self, progress: Progress, slot: str) -> Offer:
+    def _offer(self, progress: Progress, slot: str, turn: Turn) -> Offer:
         """Raises TrustError `wish-differs`, `altered-bundle`; ServerUnreachable."""
         begin, server = progress.begin, self.kit.server
         target = server.trusted_target(begin.target)
@@ -113,7 +135,8 @@ class Install:
         try:
             found = server.elsewhere(begin.source) if begin.source else (server.source(), target.path)
             kept = self.ledger.manifest(slot) if self.ledger.record(slot).digest == begin.digest else None
-            offer = Offer(*found, _head(kept) if kept else read_head(*found, begin.digest))
+            head = _head(kept) if kept else read_head(*found, begin.digest, target.length, turn.spend)
+            offer = Offer(*found, head)
         except ServerUnreachable as error:
             if begin.source and self._is_late(progress):
                 raise Failed(Reason(error.code, error.text), blame=False) from None
@@ -266,7 +289,7 @@ class Install:
     def read_back(self, slot: str, bundle: Bundle, tx: str) -> None:
         """Raises MachineError `not-as-written`."""
         root = bundle.image("root")
-        meter = Meter(self.kit, self.tell, tx, slot, root.size)
+        meter = Meter(self.kit, self.tell, tx, slot, root.size, Turn(self.kit, self.waited))
         check_slot(root, self.platform.slots[slot], lambda done: meter.tell(done, 0))
 
     def _place(self, slot: str, begin: Begin, kernel: Image) -> None:

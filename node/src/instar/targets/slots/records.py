@@ -17,7 +17,7 @@ from typing import NamedTuple
 from instar.core.errors import InputError
 from instar.core.releases import Release
 from instar.host.boot.slots import NAMES
-from instar.host.files import DISK, Disk, make_folder, write_atomic
+from instar.host.files import DISK, Disk, failed, make_folder, write_atomic
 
 STATES = ("unknown", "writing", "installed", "trial", "good", "bad")
 
@@ -58,14 +58,20 @@ class SlotRecord(NamedTuple):
 
 
 def read_records(path: Path) -> dict[str, SlotRecord]:
-    """Both slots'. A file that cannot be read is set aside: then nothing is known, and nothing believed."""
+    """Both slots'. A file whose content makes no sense is set aside: then nothing is known, and nothing believed.
+
+    Raises MachineError where the disk or the system cannot read it now: that says nothing about what is in it."""
     nothing = {name: SlotRecord() for name in NAMES}
     try:
-        body = json.loads(path.read_bytes())["slots"]
-        return nothing | {name: _record(body[name]) for name in NAMES if name in body}
+        data = path.read_bytes()
     except FileNotFoundError:
         return nothing
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError, RecursionError):
+    except OSError as error:
+        raise failed("read", path, error) from error
+    try:
+        body = json.loads(data)["slots"]
+        return nothing | {name: _record(body[name]) for name in NAMES if name in body}
+    except (ValueError, KeyError, TypeError, AttributeError, InputError, RecursionError):
         with contextlib.suppress(OSError):
             os.replace(path, path.with_suffix(".unreadable"))
         return nothing

@@ -51,32 +51,42 @@ class Place(NamedTuple):
     size: int
 
 
-def read_head(source: Ranges, path: str, digest: str) -> Head:
-    """Fetch a bundle's manifest. Raises TrustError `altered-bundle` unless it is the signed one."""
-    data = _part(source, path, 0, FIRST)
+def read_head(
+    source: Ranges, path: str, digest: str, length: int, spend: Callable[[int], None] = lambda _: None
+) -> Head:
+    """Fetch a bundle's manifest. `length` is what is signed of the whole bundle, in bytes; `spend` as of Frames.
+
+    Raises TrustError `altered-bundle` unless it is the signed one: what is too long to be that is not read.
+    """
+    data = bytearray()
+    _part(source, path, data, FIRST, spend)
     needed = HEAD + manifest_length(data[:HEAD]) if len(data) >= HEAD else HEAD
+    if needed > length:
+        text = f"cannot trust {path}: expected {length} bytes in all, got a manifest of {needed - HEAD}"
+        raise TrustError("altered-bundle", text)
     if HEAD <= len(data) < needed:
-        data += _part(source, path, len(data), needed)
+        _part(source, path, data, needed, spend)
     if len(data) < needed:
         raise ServerUnreachable("cut-off", f"cannot read {path} on: it ended early")
-    manifest = data[HEAD:needed]
+    manifest = memoryview(data)[HEAD:needed]
     if bundle_digest(manifest) != digest:
         text = f"cannot trust {path}: expected a manifest of digest {digest[:16]}…, got {bundle_digest(manifest)[:16]}…"
         raise TrustError("altered-bundle", text)
-    return Head(decode(manifest), needed, len(data))
+    return Head(decode(bytes(manifest)), needed, len(data))
 
 
-def _part(source: Ranges, path: str, start: int, stop: int) -> bytes:
-    """These bytes, or fewer where the file ends before."""
-    data = bytearray()
+def _part(source: Ranges, path: str, data: bytearray, stop: int, spend: Callable[[int], None]) -> None:
+    """Go on from the end of `data` up to `stop`, or less where the file ends before."""
+    start = len(data)
     with source.stream(path, start, stop) as (resumed, pieces):
         if start and not resumed:
             raise _no_ranges(path, start)
         for piece in pieces:
             data += piece
-            if len(data) >= stop - start:
+            spend(len(piece))
+            if len(data) >= stop:
                 break
-    return bytes(data)
+    del data[stop:]
 
 
 def _no_ranges(path: str, start: int) -> ServerUnreachable:

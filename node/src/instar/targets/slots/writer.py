@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -61,7 +62,7 @@ class Writer:
         everything is on the disk. Raises ServerUnreachable (go on later), TrustError, MachineError."""
         chunks = [chunk for chunk in self._image.chunks if chunk.offset >= start]
         try:
-            fd = os.open(self._slot.device, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self._slot.device, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | _alone(self._slot))
         except OSError as error:
             raise failed("write", self._slot.device, error) from error
         source = None
@@ -175,6 +176,11 @@ class Writer:
             raise Differs
         self.reused += len(data)
         return data
+
+
+def _alone(slot: Slot) -> int:
+    """Of a block device: it opens only where nobody else has it, so no mounted file system is ever written (EBUSY)."""
+    return os.O_EXCL if stat.S_ISBLK(os.stat(slot.device).st_mode) else 0
 
 
 def check_slot(image: Image, slot: Slot, progress: Callable[[int], None] = lambda _: None) -> None:

@@ -83,7 +83,10 @@ def read_bundle(said: dict[str, Any]) -> Asked:
     if not isinstance(text, str):
         raise _invalid(f"expected a bundle as {FORMS}, got {text!a:.60}")
     source = check_source(text) if "://" in text and "bundle" in said else ""
-    target = f"os/{unquote(urlsplit(source).path.rpartition('/')[2])}" if source else text
+    try:
+        target = f"os/{unquote(urlsplit(source).path.rpartition('/')[2])}" if source else text
+    except ValueError:  # an address that is none
+        raise _invalid(f"expected a bundle as {FORMS}, got {text!a:.200}") from None
     if "/" not in target and "bundle" in said:
         target = f"os/{target}.bundle"
     folder, _, file = target.partition("/")
