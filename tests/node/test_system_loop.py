@@ -272,6 +272,7 @@ class Slow(Waiting):
 def test_transfer_whose_turn_has_ended_goes_on_soon(world: Systems) -> None:
     world.made._slot = Slow()  # type: ignore[assignment]
     world.system_wish = wish()
+    opened(world, ())
     assert max(world.loop.round() for _ in range(8)) <= world.loop.settings.retry_floor_s
 
 
@@ -309,7 +310,10 @@ def test_end_that_cannot_be_reached_keeps_no_other_line_waiting(world: Systems, 
     journal = opened(world, ALL)
     journal.intent(Step.WATCH)
     said = Reason("lease-lapsed", "nobody said a word")
-    journal.outcome(Step.WATCH, *((Event.DONE, None) if end == "confirm" else (Event.FAILED, said)), {})
+    if end == "confirm":
+        journal.outcome(Step.WATCH, Event.DONE, None, {})
+    else:
+        journal.outcome(Step.WATCH, Event.FAILED, said, {})
     assert world.loop.round() < 60.0, "it is tried again soon"
     assert stuck.tries == 1, "once in a round"
     assert world.current == world.node.new.name

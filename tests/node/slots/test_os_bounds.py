@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from instar.core.errors import ServerUnreachable
 from instar.core.transaction import State
+from instar.core.wish import Wanted
 from instar.engine.driver import drive
+from instar.engine.target import NotNow
 from instar.host import points
 from instar.host.boot.slots import BootState
 from instar.host.records import read_quarantine
+from instar.updater.system import AskingSlot
 from tests.node.slots.images import Image
 from tests.node.slots.system import Down, System, reason
 from tests.node.world import Quiet
@@ -123,6 +127,30 @@ def test_machine_that_never_comes_up_on_the_old_system_stays_where_it_is(system:
     assert 1 < len(system.downs) <= 5
     assert system.records()["b"].state == "bad"
     assert "comes up all the same" in system.records()["b"].why
+
+
+# --- a switch that was cut off
+
+
+def test_candidate_without_a_network_goes_on_to_its_trial(system: System, cut: object) -> None:
+    """The power went after the firmware was asked: what came up has nobody to ask once more. The old system has."""
+
+    def away() -> Wanted:
+        raise ServerUnreachable("server-unreachable", "no route")
+
+    system.begin()
+    cut("os:asked")  # type: ignore[operator]
+    goes_down(system)
+    assert system.version == "1.1.0"
+    (journal,) = system.journals.unfinished()
+    made = system.start()
+    target = AskingSlot(made.kit, made.platform)
+    target.ask = away
+    system.running = "a"
+    with pytest.raises(NotNow):
+        drive(journal, target, Quiet())
+    system.running = "b"
+    assert drive(journal, target, Quiet()).state is State.CONFIRMED
 
 
 # --- a system that does not say which slot it is

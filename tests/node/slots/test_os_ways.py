@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from instar.core.errors import MachineError
 from instar.core.transaction import State
 from instar.host.records import read_quarantine
 from instar.targets.slots.records import write_records

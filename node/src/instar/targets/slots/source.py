@@ -60,7 +60,7 @@ def read_head(
     """
     data = bytearray()
     _part(source, path, data, FIRST, spend)
-    needed = HEAD + manifest_length(data[:HEAD]) if len(data) >= HEAD else HEAD
+    needed = HEAD + manifest_length(bytes(data[:HEAD])) if len(data) >= HEAD else HEAD
     if needed > length:
         text = f"cannot trust {path}: expected {length} bytes in all, got a manifest of {needed - HEAD}"
         raise TrustError("altered-bundle", text)
