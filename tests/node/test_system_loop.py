@@ -227,6 +227,9 @@ def test_rollback_of_slots_that_cannot_be_used_is_refused(world: Systems) -> Non
     world.orders.order_rollback("os")
     world.loop.round()
     assert world.begun == []
+    assert not world.orders.waiting()
+    world.loop.round()
+    assert world.current == world.node.new.name, "it keeps nobody waiting"
 
 
 def test_generations_of_a_cold_boot_do_not_stand_against_a_wish(world: Systems) -> None:

@@ -58,7 +58,10 @@ class Ordered:
         if role == SYSTEM:
             if SYSTEM in self.driving.put_off:  # two at once would undo each other
                 raise InputError("aborted", "cannot roll back the os: its last transaction has no end yet")
-            return self.targets.system().begin_rollback(tx, generation)
+            try:
+                return self.targets.system().begin_rollback(tx, generation)
+            except MachineError as error:  # kept waiting, it would stand before everything else
+                raise InputError(error.code, error.text) from None
         release, line = previous_release(self.targets, role), self.targets.of(role).line
         return replace(self.driving.begin(line, role, release, "rollback", tx), generation=generation)
 
