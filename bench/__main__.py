@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument(
         "--only",
         choices=("nodes", "cycles", "server", "jobs", "os"),
-        help="only these figures; no file is written",
+        help="only these figures; written only into a FILE that is named, beside the others that stand there",
     )
     parser.add_argument(
         "--updates", type=int, default=10, metavar="N", help="updates to time (default %(default)s)"
@@ -58,7 +58,7 @@ def main() -> int:
         metavar="N",
         help="updates of a virtual machine to time, by kexec and by a reboot; 0 for none (default %(default)s)",
     )
-    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default %(default)s")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"default {OUT}")
     parser.add_argument(
         "--peers",
         action="store_true",
@@ -93,12 +93,19 @@ def main() -> int:
         print(f"make bench: {error}", file=sys.stderr)
         return error.exit_status
     report.show(figures, Console())
-    if options.only is None:
-        options.out.write_text(
-            report.markdown(figures, datetime.datetime.now(datetime.UTC).date()), encoding="utf-8"
-        )
-        print(f"wrote {options.out}")
+    if options.only is None or options.out is not None:
+        _write(options.out or OUT, figures, options.only)
     return 0 if all(figure.met is not False for figure in figures) else 1
+
+
+def _write(out: Path, figures: list[Figure], only: str | None) -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    if only is None:
+        text = report.markdown(figures, today)
+    else:
+        text = report.merged(out.read_text(encoding="utf-8"), figures, today, only)
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -121,13 +121,34 @@ def rows(figures: Sequence[Figure]) -> list[tuple[str, ...]]:
 
 
 def markdown(figures: Sequence[Figure], today: datetime.date) -> str:
-    lines = [
-        INTRODUCTION + f"{today.isoformat()}, {machine()}. {versions()}.",
-        "",
-        "| " + " | ".join(COLUMNS) + " | met |",
-        "|---|--:|---|--:|---|---|",
-    ]
-    for row, figure in zip(rows(figures), figures, strict=True):
-        met = {True: "yes", False: "**no**", None: ""}[figure.met]
-        lines.append("| " + " | ".join(row) + f" | {met} |")
-    return "\n".join(lines) + "\n" + METHOD
+    head = f"{today.isoformat()}, {machine()}. {versions()}."
+    return _document([head], _lines(figures))
+
+
+def merged(document: str, figures: Sequence[Figure], today: datetime.date, only: str) -> str:
+    """`document` with these figures in the place of those of the same names, or behind the others."""
+    before, _, table = document.partition(TABLE)
+    own = f"By itself (`--only {only}`), on "
+    heads = [line for line in before.splitlines() if line.startswith(("20", "By itself"))]
+    heads = [line for line in heads if not line.startswith(own)]
+    kept = {_name(line): line for line in table.partition(METHOD)[0].splitlines() if line.startswith("| ")}
+    kept |= {_name(line): line for line in _lines(figures)}
+    names = ", ".join(sorted({figure.name.partition(",")[0] for figure in figures}))
+    return _document([*heads, f"{own}{today.isoformat()}: {names}."], list(kept.values()))
+
+
+TABLE = "| " + " | ".join(COLUMNS) + " | met |\n|---|--:|---|--:|---|---|\n"
+
+
+def _document(heads: Sequence[str], lines: Sequence[str]) -> str:
+    return INTRODUCTION + "\n\n".join(heads) + "\n\n" + TABLE + "\n".join(lines) + "\n" + METHOD
+
+
+def _lines(figures: Sequence[Figure]) -> list[str]:
+    met = {True: "yes", False: "**no**", None: ""}
+    found = zip(rows(figures), figures, strict=True)
+    return ["| " + " | ".join(row) + f" | {met[figure.met]} |" for row, figure in found]
+
+
+def _name(line: str) -> str:
+    return line.split(" | ", maxsplit=1)[0].partition(" — ")[0]
