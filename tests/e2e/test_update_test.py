@@ -244,7 +244,7 @@ class TestEnds:
 
     @pytest.mark.slow
     def test_an_update_that_takes_too_long_is_told_with_how_far_it_came(self) -> None:
-        told = run("--count", "1", "--hold", "8", "--timeout", "9")
+        told = run("--count", "1", "--hold", "8.9", "--timeout", "9")
         assert told.status != 0
         failed = told.one("failed")
         assert failed["code"] == "too-late"

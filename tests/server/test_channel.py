@@ -42,7 +42,7 @@ async def test_hello_is_welcomed_and_the_live_state_shows(world: World, channel:
     seen = await asyncio.to_thread(world.node, channel.node.id)
     assert seen["state"] == "connected"
     assert seen["agent"]["version"] == "1.0.0"
-    assert seen["os"] == "test"
+    await eventually(lambda: world.node(channel.node.id)["os"] == "test")  # it is written in batches
     await channel.send("health", ok=False, modules={"a": "failed"}, facts={"load": 1})
     await eventually(lambda: world.node(channel.node.id)["health"].get("modules") == {"a": "failed"})
     await channel.ws.close()

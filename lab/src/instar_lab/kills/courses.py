@@ -104,7 +104,8 @@ class Retire(Line):
         return ""
 
     def ended(self) -> bool:
-        return not self.ward.memory.current()
+        found = retirement(self.ward.layout.module(MEMORY))
+        return not self.ward.memory.current() and found is not None and found.told
 
     def fault(self) -> str:
         found = retirement(self.ward.layout.module(MEMORY))

@@ -131,13 +131,14 @@ def retire(line: Line, layout: ModuleLayout, kit: Kit, tell: Callable[[], None],
     if found is not None and not found.told:
         tell()
         reach("retire:told")
-        _write(layout, replace(found, told=True), kit.disk)
     lock.acquire(wait_s)
     with lock:
         for name in line.names():
             if kit.clock.wall() - _used(line.folder(name)) >= DAY_S or name == (found and found.release):
                 line.remove_release(name)
     reach("retire:collected")
+    if found is not None and not found.told:  # last: who is told is not asked for again
+        _write(layout, replace(found, told=True), kit.disk)
 
 
 def sweep(line: Line, layout: ModuleLayout, kit: Kit) -> None:
