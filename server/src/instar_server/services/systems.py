@@ -107,15 +107,23 @@ class Systems:
         return made
 
     async def _check_order(self, connection: Connection, node: str, bundle: SystemBundle, least: str) -> None:
+        report, told = await self._check_free(connection, node)
+        last = await SystemUpdates(connection).latest(node, 1)
+        current = not last or (last[0].ended or 0.0) < (told or 0.0)
+        systems.check_fits(report, bundle.target, bundle.compatible, bundle.arch, least, current)
+
+    async def _check_free(self, connection: Connection, node: str) -> tuple[dict[str, Any], float | None]:
+        """What the node last said of its system, and when, if it may be ordered something.
+
+        Raises NotFound, Precondition for one that is revoked or has no slots, Conflict `aborted`.
+        """
         row = await _existing(connection, node)
         report, told = self._report(row)
         if row.revoked_at is not None:
             raise systems.unfit(f"revoked: {node} is no longer served")
         systems.check_slots(report)
         await self._check_idle(connection, row, report, told)
-        last = await SystemUpdates(connection).latest(node, 1)
-        current = not last or (last[0].ended or 0.0) < (told or 0.0)
-        systems.check_fits(report, bundle.target, bundle.compatible, bundle.arch, least, current)
+        return report, told
 
     async def _check_idle(
         self, connection: Connection, row: NodeRow, report: dict[str, Any], told: float | None
@@ -184,12 +192,7 @@ class Systems:
         now = self._now()
         when = systems.check_time(at, now)
         async with self._database.write() as connection:
-            row = await _existing(connection, node)
-            report, told = self._report(row)
-            if row.revoked_at is not None:
-                raise systems.unfit(f"revoked: {node} is no longer served")
-            systems.check_slots(report)
-            await self._check_idle(connection, row, report, told)
+            await self._check_free(connection, node)
             generation = await Wishes(connection).next_generation(now)
             await Nodes(connection).set(node, cold_boot_at=when, cold_boot_generation=generation)
             entry = _cold_entry("ordered", generation, by, now)
