@@ -7,10 +7,12 @@ configuration file that `instarctl login` writes (INSTARCTL_CONFIG, by default
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import ssl
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from instar_server.trust.files import failed
 
 CONNECT_S, ANSWER_S = 10.0, 60.0
 EVENT_S = 45.0  # the server says something at least every 15 s
+PAUSE_S = 1.0  # before a broken stream of events is taken up again
+STREAM_S = 3600.0  # one stream is asked for no longer
 BLOCK = 262_144  # bytes of an upload that are sent at once
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -125,6 +129,17 @@ class Client:
             raise ServerUnreachable("unreachable", f"cannot reach {self._http.base_url}: {error}") from error
         except ValueError as error:
             raise ServerUnreachable("bad-answer", f"cannot read the server's events: {error}") from error
+
+    def follow(self, path: str, until: float) -> Iterator[dict[str, Any] | None]:
+        """`events` until it is `until` (time.monotonic). A stream that ends is taken up again, a server that is away
+        is waited for; who has heard enough stops asking."""
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(ServerUnreachable):
+                for event in self.events(path, for_s=round(min(left, STREAM_S), 3)):
+                    yield event
+                    if time.monotonic() >= until:
+                        return
+            time.sleep(max(0.0, min(PAUSE_S, until - time.monotonic())))
 
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._json(self._ask("PUT", path, json=body))

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from instar.core.errors import InputError, ServerUnreachable
+from instar.core.errors import InputError
 from instar_server.ctl.client import Client
 from instar_server.ctl.output import console, make_table
 from instar_server.ctl.tokens import seconds
@@ -31,7 +31,6 @@ Where = Annotated[
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Only order it; 'job show' tells later.")]
 OPEN = frozenset({"queued", "sent", "taken", "running"})
 MOST_SHOWN = 60  # rows of a live table; beyond that only those that run or failed
-PAUSE_S = 1.0  # before a broken stream is taken up again
 WIDTH = 100  # characters of an answer in a table
 _COLOURS = {
     "done": "green",
@@ -116,15 +115,13 @@ def follow(client: Client, order: dict[str, Any], within_s: float, live: bool) -
     with Live(
         console=shown, refresh_per_second=8, transient=True, auto_refresh=live and shown.is_terminal
     ) as screen:
-        while not progress.ended and (left := until - time.monotonic()) > 0:
-            try:
-                for event in client.events(f"/jobs/{order['id']}/events", for_s=round(min(left, 3600.0), 3)):
-                    line = progress.hear(event) if event is not None else ""
-                    if live and line:
-                        shown.print(Text(line))
-                    screen.update(progress.table() if live and shown.is_terminal else "")
-            except ServerUnreachable:
-                time.sleep(min(PAUSE_S, max(0.0, until - time.monotonic())))
+        for event in client.follow(f"/jobs/{order['id']}/events", until):
+            line = progress.hear(event) if event is not None else ""
+            if live and line:
+                shown.print(Text(line))
+            screen.update(progress.table() if live and shown.is_terminal else "")
+            if progress.ended:
+                return
 
 
 def whole(client: Client, id_: str) -> dict[str, Any]:

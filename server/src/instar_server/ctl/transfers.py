@@ -9,13 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from instar.core.errors import ServerUnreachable
 from instar_server.ctl.client import Client
 from instar_server.ctl.nodes import NodeArgument
 from instar_server.ctl.output import AsJson, connected, make_table, plain_errors, short, show, when
 from instar_server.ctl.tokens import seconds
 
-PAUSE_S = 1.0  # before a broken stream is taken up again
 GOOD = frozenset({"received", "not-needed", "done"})
 NOT_WELL = 1
 
@@ -70,20 +68,15 @@ def _follow(client: Client, node: str, began: Any, within_s: float, quiet: bool)
     """The transfer once it has ended, or as it is after `within_s` seconds. Each change is a line on stderr."""
     shown, until = Console(stderr=True, quiet=quiet), time.monotonic() + within_s
     said, last = "", dict(client.get(f"/nodes/{node}/transfer"))
-    while (left := until - time.monotonic()) > 0:
-        try:
-            for event in client.events(f"/nodes/{node}/transfer/events", for_s=round(min(left, 3600.0), 3)):
-                if event is None:
-                    continue
-                last = event
-                line = _line(event)
-                if line != said:
-                    shown.print(line, markup=False, highlight=False)
-                    said = line
-                if event["ended"] is not None and (not began or event["began"] >= began):
-                    return last
-        except ServerUnreachable:
-            time.sleep(min(PAUSE_S, max(0.0, until - time.monotonic())))
+    for event in client.follow(f"/nodes/{node}/transfer/events", until):
+        if event is None:
+            continue
+        last, line = event, _line(event)
+        if line != said:
+            shown.print(line, markup=False, highlight=False)
+            said = line
+        if event["ended"] is not None and (not began or event["began"] >= began):
+            break
     return last
 
 
