@@ -11,7 +11,7 @@ VERSION ?= $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' node/src/instar/version.p
 CODE := node/src server/src lab/src bench modules tests
 PYTEST := $(BIN)/pytest
 
-.PHONY: help setup demo test check test-all test-os soak bench lint types imports format lock dist deb modules clean
+.PHONY: help setup demo test check test-all test-os test-os-all soak bench lint types imports format lock dist deb modules clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,7 +30,11 @@ check: setup ## Only pytest, without slow, soak and os tests; ARGS="-k name"
 test-all: lint types imports ## Like test, with the slow tests
 	@$(PYTEST) -m "not soak and not os" $(ARGS)
 
-test-os: setup ## Tests that need root, systemd containers or virtual machines
+# The short run of `make test` is left out: test_all_the_way.py does the same and more.
+test-os: setup ## Tests that need root, systemd containers or virtual machines (a quarter of an hour)
+	@INSTAR_OS_REQUIRED=1 $(PYTEST) -m "not soak and not slow" --deselect tests/os/vm/test_updates.py tests/os $(ARGS)
+
+test-os-all: setup ## The same with the slow ones: broken systems of every kind, bits that flip later, what is swept
 	@INSTAR_OS_REQUIRED=1 $(PYTEST) -m "not soak" tests/os $(ARGS)
 
 soak: setup ## Tests that run for a long time

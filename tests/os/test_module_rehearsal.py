@@ -11,7 +11,7 @@ from instar.host.line import Line
 from tests.os.conftest import OLD
 from tests.os.node import UPDATER, OsNode
 
-pytestmark = [pytest.mark.os, pytest.mark.slow]
+pytestmark = pytest.mark.os
 
 TOML = """\
 name = "demo.{name}"

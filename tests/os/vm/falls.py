@@ -35,7 +35,8 @@ def is_kept_out(machine: Machine, order: dict[str, Any]) -> None:
 
 
 def starts_from_a(machine: Machine, image: Image, kernel_b: str = "") -> None:
-    """With the machine off: the variables, the EFI system partition and slot A. `kernel_b`: the version in b."""
+    """The variables, the EFI system partition and slot A, read from outside. `kernel_b`: the version in b."""
+    machine.settle()
     firmware, esp = oracles.Firmware.of(machine.vm.variables), oracles.Esp(machine.disk)
     assert firmware.once == "", firmware
     assert firmware.slots in ("ab", "a"), firmware

@@ -12,7 +12,7 @@ from tests.os.vm import oracles
 from tests.os.vm.falls import is_kept_out, starts_from_a
 from tests.os.vm.world import Machine, World, X, Y
 
-pytestmark = [pytest.mark.os, pytest.mark.xdist_group("vm-cold-boots")]
+pytestmark = [pytest.mark.os, pytest.mark.slow, pytest.mark.xdist_group("vm-cold-boots")]
 UNSEEN = "confirmed, cold boot not seen"
 LOAD_ERROR = bytes.fromhex("48b80100000000000080c3")  # mov rax, EFI_LOAD_ERROR; ret
 

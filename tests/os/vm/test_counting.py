@@ -21,7 +21,6 @@ def test_counted_tries(machines: Callable[..., Machine], world: World) -> None:
     machine.start()
     one_that_panics_is_left(machine, world)
     one_that_comes_up_is_counted_no_more(machine, world)
-    it_needs_no_variables(machine, world)
 
 
 def one_that_panics_is_left(machine: Machine, world: World) -> None:
@@ -37,7 +36,7 @@ def one_that_panics_is_left(machine: Machine, world: World) -> None:
     assert (system["boot"]["order"], system["boot"]["once"]) == (["a", "b"], ""), system
     assert system["boot"]["tries"] == {"b": 1}, system
     assert machine.versions() == [f"{X} firmware", f"{bad.version} firmware", f"{X} firmware"]
-    machine.power_off()
+    machine.settle()
 
     esp = oracles.Esp(machine.disk)
     assert images(esp) == {A: X, TRIED: bad.version}
@@ -48,7 +47,6 @@ def one_that_panics_is_left(machine: Machine, world: World) -> None:
 
 def one_that_comes_up_is_counted_no_more(machine: Machine, world: World) -> None:
     y = world.image(Y)
-    machine.start(X)
     order = machine.update_os(world.publish(y), "reboot")
     machine.up(Y)
     assert machine.ended(order)["outcome"] == "confirmed"
@@ -63,8 +61,15 @@ def one_that_comes_up_is_counted_no_more(machine: Machine, world: World) -> None
     assert oracles.holds(machine.disk, "b", y.root)
 
 
-def it_needs_no_variables(machine: Machine, world: World) -> None:
+@pytest.mark.slow
+def test_it_needs_no_variables(machines: Callable[..., Machine], world: World) -> None:
     """What is preferred stands on the disk."""
+    machine = machines(world.image(X), counting=True)
+    machine.start()
+    order = machine.update_os(world.publish(world.image(Y)), "reboot")
+    machine.up(Y)
+    assert machine.ended(order)["outcome"] == "confirmed"
+    machine.power_off()
     stores.lost(machine.vm.variables)
     machine.start(Y)
     system = machine.reported(lambda seen: seen["running"] == "b", "a node that runs slot b")

@@ -28,14 +28,17 @@ def longer(image: Image, folder: Path) -> Image:
     return image._replace(root=root)
 
 
-def test_cut_while_it_writes_and_twice_after_boot_next(
-    machines: Callable[..., Machine], world: World, tmp_path: Path
+@pytest.fixture
+def y(world: World, tmp_path: Path) -> Image:
+    return longer(world.image(Y), tmp_path)
+
+
+def test_cut_while_it_writes_and_after_boot_next(
+    machines: Callable[..., Machine], world: World, y: Image
 ) -> None:
-    y = longer(world.image(Y), tmp_path)
-    bundle = world.publish(y, name="longer")
     machine = machines(world.image(X), config=settings(more=RATE))
     machine.start()
-    order = machine.update_os(bundle, "reboot")
+    order = machine.update_os(world.publish(y, name="longer"), "reboot")
     half = y.root.stat().st_size - MORE * 2 // 3
     machine.reported(lambda seen: (seen["update"] or {}).get("done", 0) > half, "a slot half written", 240.0)
     machine.cut_power()
@@ -51,6 +54,24 @@ def test_cut_while_it_writes_and_twice_after_boot_next(
     assert oracles.holds(machine.disk, "b", y.root)
     assert oracles.Esp(machine.disk).kernel("EFI/instar/b.efi").version == Y
 
+    machine.power_on()
+    machine.up(Y)
+    assert machine.ended(order)["outcome"] == "confirmed"
+    machine.power_off()
+    assert oracles.Firmware.of(machine.vm.variables).slots == "ba"
+    assert oracles.holds(machine.disk, "b", y.root)
+    assert machine.versions() == [f"{version} firmware" for version in (X, X, Y)]
+
+
+@pytest.mark.slow
+def test_a_bit_of_the_new_slot_is_flipped(machine: Machine, world: World) -> None:
+    """After the last look at it, so that only its own hash tree sees it; and while it lies there for a rollback."""
+    y = world.image(Y)
+    bundle = world.publish(y)
+    machine.start()
+    order = machine.update_os(bundle, "reboot")
+    machine.wait("LAB going down", 300.0)
+    machine.cut_power()
     flip(machine, "b", SUPERBLOCK)
     machine.power_on()
     machine.wait("LAB no slot has this root")
@@ -66,17 +87,11 @@ def test_cut_while_it_writes_and_twice_after_boot_next(
     machine.start()
     with pytest.raises(MachineError, match="cannot trust slot b"):
         machine.instar("rollback", "--line", "os")
-    assert machine.reported(lambda seen: seen["slots"]["b"]["state"] == "bad", "a slot known as bad")
+    machine.reported(
+        lambda seen: seen["slots"]["b"]["state"] == "bad" and not seen["update"], "a slot known as bad"
+    )
 
     order = machine.update_os(bundle, "reboot")
-    machine.wait("LAB going down", 300.0)
-    machine.cut_power()
-    assert oracles.Firmware.of(machine.vm.variables).once == SLOT_B
-    machine.power_on()
     machine.up(Y)
     assert machine.ended(order)["outcome"] == "confirmed"
-    machine.power_off()
-    assert oracles.Firmware.of(machine.vm.variables).slots == "ba"
-    assert oracles.holds(machine.disk, "b", y.root)
-    ran = [f"{version} firmware" for version in (X, X, X, X, Y)]
-    assert machine.versions() == ran
+    assert machine.versions() == [f"{version} firmware" for version in (X, X, X, Y)]

@@ -9,7 +9,7 @@ import pytest
 from tests.os.vm.falls import comes_back, is_kept_out, starts_from_a
 from tests.os.vm.world import Machine, World, X, settings
 
-pytestmark = [pytest.mark.os, pytest.mark.xdist_group("vm-silent")]
+pytestmark = [pytest.mark.os, pytest.mark.slow, pytest.mark.xdist_group("vm-silent")]
 LEASE_S, GUARD_S = 30.0, 15.0
 LATER = "busybox sed -i 's/^guard_s.*/guard_s = 3600.0/' /data/instar/config.toml"
 LEFT_S = 600.0

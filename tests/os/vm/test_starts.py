@@ -12,7 +12,7 @@ import pytest
 from tests.os.vm import oracles, stores
 from tests.os.vm.world import Machine, World, X
 
-pytestmark = [pytest.mark.os, pytest.mark.xdist_group("vm-starts")]
+pytestmark = [pytest.mark.os, pytest.mark.slow, pytest.mark.xdist_group("vm-starts")]
 
 HANGS = "EFI/lab/hangs.efi"
 REFUSED_S = 180.0

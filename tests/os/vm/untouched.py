@@ -17,8 +17,7 @@ from tests.os.vm.world import Machine
 def everything(machine: Machine) -> dict[str, Any]:
     """Both slots, the files of the EFI system partition, the firmware's variables. Also of a machine that is on: it
     is asked to write down what it holds in memory."""
-    if machine.vm.running:
-        machine.do("sync")
+    machine.settle()
     esp = oracles.Esp(machine.disk)
     variables = Edk2VarStore(str(machine.vm.variables)).get_varlist()
     return {

@@ -22,7 +22,8 @@ A scenario reads like this (fixtures `world` and `machine` are in conftest.py):
   update or `up`.
 - Times are those of an idle machine times six or more; nothing here measures.
 
-At most one machine runs at a time in one process; give each file's scenarios one xdist group.
+At most one machine runs at a time in one process; give each file's scenarios one xdist group. Those which leave the
+machine on X, with whatever in slot B, take `on_x` in place of `machine`, and the group "vm-x" (conftest.py).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from instar_server.trust.bundle import build as build_bundle
 from tests.os.vm import stores
 
 X, Y, Z = "1.0.0", "1.1.0", "1.2.0"  # sound systems
+OLDEST = "0.9.0"  # that a node takes
 PROGRAM = "1.0.0"  # the node's program on all of them
 UP_S, READY_S, ENDED_S, OFF_S = 180.0, 240.0, 400.0, 120.0
 KERNEL_PATH = "EFI/instar/{}.efi"
@@ -60,6 +62,7 @@ disk = "/dev/nvme0n1"
 slots = ["instar-system-a", "instar-system-b"]
 esp = "/efi"
 hardware = "{hardware}"
+min_bundle_version = "{oldest}"
 answer_s = 1.0
 guard_s = {guard_s}
 
@@ -84,7 +87,10 @@ SERVER_SETTINGS = "look_floor_s = 0.2\nping_s = 5.0\n"
 
 def settings(lease_s: float = 180.0, cap_s: float = 600.0, more: str = "", guard_s: float = 300.0) -> str:
     """A node's config.toml."""
-    return SETTINGS.format(hardware=variant.HARDWARE, lease_s=lease_s, cap_s=cap_s, guard_s=guard_s) + more
+    made = SETTINGS.format(
+        hardware=variant.HARDWARE, oldest=OLDEST, lease_s=lease_s, cap_s=cap_s, guard_s=guard_s
+    )
+    return made + more
 
 
 def cache() -> Path:
@@ -183,13 +189,14 @@ class World:
 
 
 class Machine:
-    """`vm` is the machine, `group` the node's own; `since` is where `up` begins to look on the serial line."""
+    """`vm` is the machine, `group` the node's own; `since` is where `up` begins to look on the serial line, `began`
+    where the test did."""
 
     def __init__(self, world: World, folder: Path, group: str, version: str, secure: bool) -> None:
         self.world, self.folder, self.group = world, folder, group
         self.disk = folder / "disk.raw"
         self.vm = Vm(folder, self.disk, secure=secure)
-        self.since = 0
+        self.since = self.began = 0
         self._version, self._id = version, ""
 
     # --- power
@@ -210,6 +217,11 @@ class Machine:
         self.vm.do("poweroff")
         self.vm.wait_end(OFF_S)
         self.vm.cut_power()
+
+    def settle(self) -> None:
+        """What it holds in memory goes to the disk: then that can be read as if it were off. Nothing if it is."""
+        if self.vm.running:
+            self.do("sync")
 
     def cut_power(self) -> None:
         """At once. What the guest had written and not flushed is on the disk all the same: replay is for that."""
@@ -245,9 +257,9 @@ class Machine:
             n for n, text in enumerate(self.vm.lines()) if text == line and n >= (since or self.since)
         )
 
-    def versions(self, since: int = 0) -> list[str]:
-        """All systems that came up, in order: ['1.0.0 firmware', '1.1.0 kexec']."""
-        lines = [line.split() for line in self.vm.lines(since) if "LAB up version=" in line]
+    def versions(self) -> list[str]:
+        """All systems that came up in this test, in order: ['1.0.0 firmware', '1.1.0 kexec']."""
+        lines = [line.split() for line in self.vm.lines(self.began) if "LAB up version=" in line]
         return [
             " ".join(word.partition("=")[2] for word in words if word.startswith(("version=", "via=")))
             for words in lines
