@@ -95,6 +95,20 @@ def test_entry_that_firmware_dropped_is_made_again(machine: Machine) -> None:
     assert machine.boot() == "b"
 
 
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_entries_made_again_come_before_what_firmware_made_of_its_own(machine: Machine, slot: str) -> None:
+    machine.firmware.prepare("b")
+    machine.firmware.prefer(slot)
+    for path in machine.variables.folder.iterdir():
+        path.unlink()
+    machine.variables.write("Boot0000", encode(LoadOption("UiApp", DRIVE, "\\EFI\\ui.efi")))
+    machine.variables.write("BootOrder", order_bytes([0]))
+    machine.firmware.repair()
+    now = order(machine.variables.read("BootOrder") or b"")
+    numbers = machine.firmware._numbers()
+    assert now == [numbers[slot], numbers["ab".replace(slot, "")], 0]
+
+
 def test_order_that_somebody_changed_is_seen_and_put_back(machine: Machine) -> None:
     now = order(machine.variables.read("BootOrder") or b"")
     machine.variables.write("BootOrder", order_bytes([now[1], now[2], now[0]]))

@@ -73,7 +73,9 @@ def runs_x(system: dict[str, Any]) -> bool:
 
 
 def has_two(system: dict[str, Any]) -> bool:
-    return all(slot["state"] == "good" for slot in system["slots"].values()) and len(system["slots"]) == 2
+    """The first system of all is not known as good, since nobody was there to see it pass."""
+    slots = system["slots"].values()
+    return len(slots) == 2 and all(slot["version"] and slot["state"] in ("good", "unknown") for slot in slots)
 
 
 @pytest.fixture(scope="session")

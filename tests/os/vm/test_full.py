@@ -97,6 +97,7 @@ def a_full_store(machine: Machine, bundle: str) -> None:
 def now_there_is_room(machine: Machine, world: World, bundle: str) -> None:
     y = world.image(Y)
     python(machine, CLEAR)
+    machine.reboot(X)  # firmware gives the room of what was removed back when it starts
     ended = machine.ended(machine.update_os(bundle, "none"))
     assert ended["outcome"] == "installed, not active", ended
     machine.settle()

@@ -103,16 +103,21 @@ class Firmware:
     def prefer(self, slot: str, trying: bool = False) -> None:
         self._check_image(slot)
         self._fall_back_to(slot)
+        ours = self._put_first(slot)
+        once = order(self._variables.read("BootNext") or b"")
+        if once and once[0] in ours[1:] and not trying:
+            self._variables.delete("BootNext")
+        esps.write_small(self._memory, slot.encode(), self._disk)
+
+    def _put_first(self, slot: str) -> list[int]:
+        """The slot's entry, then the other slot's, then all others; the numbers of ours."""
         ours = [self._entry(slot)]
         if self.kernel(other(slot)).exists():
             ours.append(self._entry(other(slot)))
         reach("boot:entries")
         foreign = [number for number in self._order() if number not in ours]
         self._variables.write("BootOrder", order_bytes([*ours, *foreign]))
-        once = order(self._variables.read("BootNext") or b"")
-        if once and once[0] in ours[1:] and not trying:
-            self._variables.delete("BootNext")
-        esps.write_small(self._memory, slot.encode(), self._disk)
+        return ours
 
     def _check_image(self, slot: str) -> None:
         if not self.kernel(slot).exists():
@@ -136,15 +141,17 @@ class Firmware:
 
     def repair(self) -> list[str]:
         done = [*self._swept(), *self._pruned()]
-        for slot in NAMES:
-            if self.kernel(slot).exists() and slot not in self.state().order:
-                done.append(f"made the entry of slot {slot} again")
-                self.prepare(slot)
+        lost = [slot for slot in NAMES if self.kernel(slot).exists() and slot not in self.state().order]
+        for slot in lost:
+            done.append(f"made the entry of slot {slot} again")
+            self.prepare(slot)
         left = self._remembered()
         first = next(iter(self.state().order), "")
         if left and first != left and self.kernel(left).exists():
             self.prefer(left)
             done.append(f"put slot {left} first again")
+        elif first and lost:  # firmware that has lost entries has its own in front by now
+            self._put_first(first)
         return done
 
     def _swept(self) -> list[str]:
