@@ -14,7 +14,14 @@ from instar.host.layout import Layout
 from instar.host.program import Program
 from instar.trust.program import program_digest
 from instar_lab.program import build
+from tests.agent import spawning
 from tests.agent.fleet import VERSION, Authority, Place, Server
+
+
+@pytest.fixture(autouse=True)
+def own_children() -> None:
+    """Those of tests before this one are no concern of it."""
+    spawning.mark_children()
 
 
 @pytest.fixture(scope="session")

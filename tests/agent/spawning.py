@@ -54,8 +54,22 @@ def descriptors() -> set[str]:
     return {name for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
 
 
+_earlier: set[int] = set()
+
+
 def children() -> list[int]:
-    """Of this process, zombies included."""
+    """Of this process, zombies included; not those that were there when the test began, as a server that other tests
+    of this worker share."""
+    return [pid for pid in _children() if pid not in _earlier]
+
+
+def mark_children() -> None:
+    """A test begins."""
+    _earlier.clear()
+    _earlier.update(_children())
+
+
+def _children() -> list[int]:
     own = os.getpid()
     return [int(n) for n in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
 
