@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import ssl
 import time
 import tomllib
@@ -26,7 +27,7 @@ from instar_server.trust.files import failed
 
 CONNECT_S, ANSWER_S = 10.0, 60.0
 EVENT_S = 45.0  # the server says something at least every 15 s
-PAUSE_S = 1.0  # before a broken stream of events is taken up again
+PAUSE_S = 1.0  # at least, before a broken stream of events is taken up again; at most half as much more
 STREAM_S = 3600.0  # one stream is asked for no longer
 BLOCK = 262_144  # bytes of an upload that are sent at once
 
@@ -139,7 +140,8 @@ class Client:
                     yield event
                     if time.monotonic() >= until:
                         return
-            time.sleep(max(0.0, min(PAUSE_S, until - time.monotonic())))
+            pause = PAUSE_S * (1.0 + random.random() / 2)
+            time.sleep(max(0.0, min(pause, until - time.monotonic())))
 
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._json(self._ask("PUT", path, json=body))
