@@ -6,7 +6,9 @@ import datetime
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from bench.figures import Figure, number
 from instar.core.errors import MachineError
 from instar_lab import machine, main, modules
 from instar_lab.demo.script import GOOD, STEPS
+from instar_lab.node import Node
 from instar_lab.program.variants import VARIANTS
 from instar_lab.sim import frames
 
@@ -53,6 +56,26 @@ class TestMachine:
             for process in (stubborn, stranger):
                 process.kill()
                 process.communicate()
+
+    def test_a_role_is_played_twice_only_when_both_processes_stay(self) -> None:
+        """A child that has not executed its own program yet is seen with its parent's command line."""
+        node = Node(Path(tempfile.mkdtemp(prefix="il-", dir="/tmp")))
+        code = "import os, sys, time; child = os.fork(); print(flush=True); time.sleep(60 if child else float(sys.argv[1]))"
+        for stays_s, raises in (("0.3", False), ("60", True)):
+            words = [stays_s, str(node.state / "instar.pyz"), "updater", "--state", str(node.state)]
+            parent = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE)
+            try:
+                assert parent.stdout is not None
+                parent.stdout.readline()
+                assert len(node.running()) == 2
+                with (
+                    pytest.raises(MachineError, match="two processes as updater") if raises else nullcontext()
+                ):
+                    assert node.digests() == {"updater": ""}
+            finally:
+                assert node.end(grace_s=0.1) >= 1
+                parent.communicate()
+        node.state.rmdir()
 
     def test_waiting_is_bounded_and_says_what_there_is(self) -> None:
         began = time.monotonic()

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from instar.trust.program import program_digest
 from instar_lab import machine
 
 COMMAND_S = 60.0
+DOUBLE_S = 1.0  # from fork to exec takes a child milliseconds, on a busy machine tens of them
 # Nodes of one machine would compete for the one default port, and the others would log that it is taken.
 NO_WAKE_PORT = "\n[wake]\nport = 0\n"
 NO_API = 'api = ""\n'  # the same for the updater's API; its Unix socket stays
@@ -120,13 +122,18 @@ class Node:
         return None
 
     def digests(self) -> dict[str, str]:
-        """Role -> program digest of what runs. Raises MachineError when a role is played twice."""
-        digests: dict[str, str] = {}
-        for running in self.running():
-            if running.role in digests:
-                raise MachineError("two-of-a-role", f"{self.name} runs two processes as {running.role}")
-            digests[running.role] = running.digest
-        return digests
+        """Role -> program digest of what runs. Raises MachineError when a role is played twice.
+
+        A child shows its parent's command line until it executes a program of its own, so two count as two when
+        there were two at every look during DOUBLE_S.
+        """
+        deadline, seen = time.monotonic() + DOUBLE_S, self.running()
+        while twice := _twice(seen):
+            if time.monotonic() >= deadline:
+                raise MachineError("two-of-a-role", f"{self.name} runs two processes as {twice}")
+            machine.pause(0.02)
+            seen = self.running()
+        return {running.role: running.digest for running in seen}
 
     def pid(self, role: str) -> int | None:
         return next((running.pid for running in self.running() if running.role == role), None)
@@ -135,6 +142,12 @@ class Node:
         """The ends of this node's logs, for an error message."""
         paths = sorted(self.layout.run.glob("*.log"))
         return "\n".join(f"--- {self.name} {path.name}\n{machine.tail(path, lines)}" for path in paths)
+
+
+def _twice(seen: list[Running]) -> str:
+    """A role that more than one process plays; '' when there is none."""
+    roles = [running.role for running in seen]
+    return next((role for role in roles if roles.count(role) > 1), "")
 
 
 def quietly(settings: str) -> str:
