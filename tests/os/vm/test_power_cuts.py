@@ -1,4 +1,5 @@
-"""The power goes while a slot is written, and right after the firmware was asked; and a bit is flipped in a slot."""
+"""The updater is killed and the power goes, while a slot is written and around the asking of the firmware; a bit is
+flipped in a slot."""
 
 from __future__ import annotations
 
@@ -19,6 +20,22 @@ MORE = 6 << 20  # bytes of the image that the running slot has not
 RATE = "\n[network]\nrate_bytes_s = 600000\n"
 SUPERBLOCK = 1024
 SLOT_B = "\\EFI\\instar\\b.efi"
+# Kills the updater as soon as a journal holds some words; says whether the firmware was asked by then.
+KILLER = """
+import glob, os, signal, sys, time
+
+words, end = sys.argv[1].encode(), time.monotonic() + 200
+while not any(words in open(name, "rb").read() for name in glob.glob("/data/instar/journal/*.journal")):
+    if time.monotonic() > end:
+        sys.exit("no such words in time")
+    time.sleep(0.02)
+for name in filter(str.isdecimal, os.listdir("/proc")):
+    line = open(f"/proc/{name}/cmdline", "rb").read().split(b"\\0")
+    if b"updater" in line and b"--rehearse" not in line:
+        os.kill(int(name), signal.SIGKILL)
+        print("killed")
+print("asked" if glob.glob("/sys/firmware/efi/efivars/BootNext-*") else "not asked")
+"""
 
 
 def longer(image: Image, folder: Path) -> Image:
@@ -33,21 +50,36 @@ def y(world: World, tmp_path: Path) -> Image:
     return longer(world.image(Y), tmp_path)
 
 
-def test_cut_while_it_writes_and_after_boot_next(
+def kill_updater(machine: Machine, words: str) -> None:
+    """As soon as a journal holds `words`; which is before the firmware was asked."""
+    *killed, asked = machine.do(f"python3 -I -S -c '{KILLER}' '{words}'", 240.0).splitlines()
+    assert (set(killed), asked) == ({"killed"}, "not asked")
+
+
+def is_written(machine: Machine, at_least: int) -> None:
+    machine.reported(
+        lambda seen: (seen["update"] or {}).get("done", 0) > at_least, f"{at_least} bytes of a slot", 240.0
+    )
+
+
+def test_killed_and_cut_while_it_writes_and_around_boot_next(
     machines: Callable[..., Machine], world: World, y: Image
 ) -> None:
     machine = machines(world.image(X), config=settings(more=RATE))
     machine.start()
     order = machine.update_os(world.publish(y, name="longer"), "reboot")
-    half = y.root.stat().st_size - MORE * 2 // 3
-    machine.reported(lambda seen: (seen["update"] or {}).get("done", 0) > half, "a slot half written", 240.0)
+    size = y.root.stat().st_size
+    is_written(machine, size - MORE * 3 // 4)
+    kill_updater(machine, '"step":"stage"')
+    is_written(machine, size - MORE // 2)
     machine.cut_power()
     assert "EFI/instar/b.efi" not in oracles.Esp(machine.disk).files()
     assert oracles.Firmware.of(machine.vm.variables).once == ""
     assert not oracles.holds(machine.disk, "b", y.root)
 
     machine.power_on()  # it goes on by itself
-    machine.appears(X)
+    machine.up(X)
+    kill_updater(machine, '"step":"activate"')
     machine.wait("LAB going down", 300.0)
     machine.cut_power()
     assert oracles.Firmware.of(machine.vm.variables).once == SLOT_B

@@ -294,11 +294,11 @@ system_updates = Table(
     UniqueConstraint("node", "generation"),
 )
 
-# One at a time of a node, whoever asks, and through whichever process.
+# One at a time of a node, whoever asks, and through whichever process. PostgreSQL's half of it stands in the migration
+# alone: an index here that names it loads its dialect (2.2 MiB) into every server.
 Index(
     "uq_system_updates_open",
     system_updates.c.node,
     unique=True,
     sqlite_where=system_updates.c.state == "open",
-    postgresql_where=system_updates.c.state == "open",
 )
