@@ -20,6 +20,7 @@ from instar_lab.container import OTHERS, SYSTEMD, Container, Recipe, make_tree, 
 from instar_lab.program import build, variants
 from instar_lab.server import LabServer
 from tests.os.node import OsNode
+from tests.os.packaged import PackagedNode
 
 OLD, NEW, CRASHES, KILLED = "1.0.0", "1.1.0", "1.2.0", "1.0.1"
 
@@ -100,4 +101,13 @@ def node(hall: Hall, container: Container) -> Iterator[OsNode]:
     group = f"g-{uuid.uuid4().hex[:12]}"
     hall.server.api.post("/groups", {"name": group})
     yield OsNode(container, hall.server, hall.programs, group)
+    hall.server.check()
+
+
+@pytest.fixture
+def packaged(hall: Hall, container: Container) -> Iterator[PackagedNode]:
+    """The same, for the Debian package."""
+    group = f"p-{container.folder.name}"
+    hall.server.api.post("/groups", {"name": group})
+    yield PackagedNode(container, hall.server, hall.programs, group)
     hall.server.check()

@@ -5,32 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from instar.cli.units import GUARD
 from instar.core.errors import InstarError
 from instar_lab import machine
 from instar_lab.container import Container
 from instar_lab.deb import server_package
-from tests.os.conftest import CRASHES, NEW, OLD, Hall
+from tests.os.conftest import CRASHES, NEW, OLD
 from tests.os.node import AGENT, API_SOCKET, LINES, SOCKET, STATE, TIMER, UNITS, UPDATER, outcomes
 from tests.os.packaged import PACKAGE_UNITS, WANTS, PackagedNode
 from tests.os.test_systemd import exposure
 
 SERVER, DATA = "instar-server.service", "/var/lib/instar-server"
-MOST_EXPOSED = {AGENT: 5.0, UPDATER: 3.0, SERVER: 3.0}  # 0 to 10, by `systemd-analyze security`
+MOST_EXPOSED = {AGENT: 5.0, UPDATER: 3.0, GUARD: 3.0, SERVER: 3.0}  # 0 to 10, by `systemd-analyze security`
 
 pytestmark = pytest.mark.xdist_group("containers")
-
-
-@pytest.fixture
-def packaged(hall: Hall, container: Container) -> Iterator[PackagedNode]:
-    group = f"p-{container.folder.name}"
-    hall.server.api.post("/groups", {"name": group})
-    yield PackagedNode(container, hall.server, hall.programs, group)
-    hall.server.check()
 
 
 def links(node: PackagedNode) -> list[str]:
@@ -290,5 +282,5 @@ def answers(container: Container) -> None:
 @pytest.mark.os
 def test_packaged_units_are_hardened(packaged: PackagedNode) -> None:
     packaged.install_package(OLD)
-    for unit in (AGENT, UPDATER):
+    for unit in (AGENT, UPDATER, GUARD):
         assert exposure(packaged.container, unit) <= MOST_EXPOSED[unit]

@@ -98,13 +98,18 @@ class Container:
         # A name of its own: systemd-nspawn has a folder in /run for each, which two of one name would share.
         name = f"--machine=lab-{hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]}"
         words = ["setpriv", "--pdeathsig", "KILL", *NSPAWN, name, f"--directory={self.root}", *shown, *how]
-        self._room = self._room or Room()
+        self._room, self._leader = self._room or Room(), 0
         words = ["sh", "-c", ENTER, "sh", str(len(self._room.entrances)), *self._room.entrances, *words]
         with self.console.open("ab") as console:
             self._nspawn = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         machine.wait_for(
             self._up, "a booted container", BOOT_S, lambda: machine.tail(self.console), every_s=0.05
         )
+
+    @property
+    def down(self) -> bool:
+        """Whether it went down, by itself or not. To restart is no more than that: `boot` has it come up again."""
+        return self._nspawn is None or self._nspawn.poll() is not None
 
     def _up(self) -> bool:
         assert self._nspawn is not None

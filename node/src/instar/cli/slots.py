@@ -23,7 +23,7 @@ def slots(layout: Layout) -> dict[str, Any] | None:
     from instar.targets.slots.records import read_records
     from instar.updater.slots import open_platform
 
-    records = read_records(layout.state / "os" / "slots.json")
+    records = read_records(layout.slots)
     found: dict[str, Any] = {
         "running": "", "order": [], "once": "", "tries": {}, "drift": [], "fault": "",
         "slots": {name: record._asdict() for name, record in records.items()},

@@ -187,10 +187,49 @@ AccuracySec=1s
 WantedBy=timers.target
 """
 
+# For a system on trial in which the other units are not there, or do not do. It starts at each boot by itself, and
+# ends at once where no slot is on trial. It looks at what is mounted, and restarts the machine: through systemd, and
+# by the kernel's own call when that does nothing. A guard that was killed looks again.
+GUARD = """\
+[Unit]
+Description=Instar guard of a system on trial
+RequiresMountsFor={writable}
+ConditionPathExists={slots}
+StartLimitIntervalSec=0
+
+[Service]
+ExecStart={guard}
+Restart=on-failure
+RestartSec=30s
+# State and config.toml that an operator gave to another user; the restart that systemd has not done:
+CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_SYS_BOOT
+NoNewPrivileges=yes
+PrivateTmp={private_tmp}
+ProtectSystem=strict
+ReadWritePaths={writable}
+ProtectClock=yes
+ProtectHome=read-only
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service reboot
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
 UNITS = {
     "instar-agent.service": AGENT,
     "instar-updater.service": UPDATER,
     "instar-updater.socket": SOCKET,
     "instar-updater-api.socket": API,
     "instar-updater.timer": TIMER,
+    "instar-boot-guard.service": GUARD,
 }

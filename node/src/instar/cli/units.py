@@ -1,4 +1,5 @@
-"""The systemd units of a node: the agent stays; the updater is started by its sockets and a timer.
+"""The systemd units of a node: the agent stays; the updater is started by its sockets and a timer; a guard looks at
+each boot whether a system is on trial.
 
 The updater has a unit of its own: it must not die with the agent that it replaces. A node in /var/lib/instar
 uses the units of the Debian package where that is installed; nothing here ever writes to them. Any other
@@ -29,6 +30,7 @@ TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - what PrivateTmp= hi
 
 AGENT, UPDATER = "instar-agent.service", "instar-updater.service"
 SOCKET, API_SOCKET, TIMER = "instar-updater.socket", "instar-updater-api.socket", "instar-updater.timer"
+GUARD = "instar-boot-guard.service"
 TRIGGERS = (SOCKET, TIMER)
 ENABLED = (*TRIGGERS, UPDATER, AGENT)
 DROP_IN, OS = "instar.conf", "instar-os.conf"
@@ -82,7 +84,7 @@ def write_units(layout: Layout, folder: Path = FOLDER) -> str:
     _place_api(layout, folder)
     place_os(layout, folder)
     _systemctl("daemon-reload")
-    _systemctl("enable", *ENABLED)
+    _systemctl("enable", *ENABLED, *_known((GUARD,), folder))  # an older package has none
     _systemctl("start", *TRIGGERS)
     return _switch_api(layout)
 
@@ -118,15 +120,16 @@ def filled(layout: Layout, python: str = "", api: str = Settings().updater.api) 
     hidden = any(layout.state.is_relative_to(folder) for folder in TEMPORARY)
     words = {
         "writable": _quoted(state),
-        "enrolled": _enrolled(layout),  # these two take the rest of their line as it is
+        "enrolled": _enrolled(layout),  # these three take the rest of their line as it is
         "socket": str(layout.socket("updater")).replace("%", "%%"),
+        "slots": str(layout.slots).replace("%", "%%"),
         "private_tmp": "no" if hidden else "yes",
         "api": api,
     }
-    for role in LINES:
-        line = command(layout.launcher, "launch", role, "--state", state)
+    for name, verb in (*((role, ("launch", role)) for role in LINES), ("guard", ("boot-guard",))):
+        line = command(layout.launcher, *verb, "--state", state)
         line[0] = python or line[0]
-        words[role] = " ".join(_quoted(word).replace("$", "$$") for word in line)
+        words[name] = " ".join(_quoted(word).replace("$", "$$") for word in line)
     return {name: text.format(**words) for name, text in UNITS.items()}
 
 

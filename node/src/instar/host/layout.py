@@ -186,6 +186,15 @@ class Layout:
     def quarantine(self) -> Path:
         return self.state / "quarantine.json"
 
+    @property
+    def system(self) -> Path:
+        """What is known of the operating system's slots."""
+        return self.state / "os"
+
+    @property
+    def slots(self) -> Path:
+        return self.system / "slots.json"
+
     def socket(self, role: str) -> Path:
         """The Unix socket of the agent's or the updater's local API."""
         return self.run / f"{role}.sock"

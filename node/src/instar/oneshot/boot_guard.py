@@ -79,7 +79,7 @@ def guard(layout: Layout, settings: Settings, clock: Clock, machine: Machine) ->
 
 def _on_trial(layout: Layout, machine: Machine) -> str:
     """Which trial it is, if the system that runs is, or may be, the one on trial."""
-    records = read_records(layout.state / "os" / "slots.json")
+    records = read_records(layout.slots)
     here = machine.running()
     for slot, record in records.items():
         if record.state == "trial" and here in (slot, ""):
@@ -93,7 +93,7 @@ def _name(slot: str, record: SlotRecord) -> str:
 
 def _count(layout: Layout, trial: str) -> bool:
     """Note one more restart, before it; whether it is not one too many."""
-    path = layout.state / "os" / "guard.json"
+    path = layout.system / "guard.json"
     restarts = 0
     try:
         body = json.loads(path.read_bytes())
@@ -153,7 +153,7 @@ def main(argv: list[str]) -> int:
         settings = read_config(layout)
     except InputError:
         settings = Settings()  # of a node that cannot read its settings, too
-    if not settings.os.disk and not (layout.state / "os" / "slots.json").exists():
+    if not settings.os.disk and not layout.slots.exists():
         return 0  # a node without slots
     machine = Machine(lambda: _running(settings), GoingDown(_never).reboot, _force, time.sleep)
     try:

@@ -54,7 +54,7 @@ class OsSlot:
         waited: Waited = lambda: False,
     ) -> None:  # fmt: skip
         self.kit, self.platform, self.answer_s = kit, platform, answer_s
-        self.ledger = Ledger(kit.layout.state / "os", platform, kit.clock.wall, kit.disk)
+        self.ledger = Ledger(kit.layout.system, platform, kit.clock.wall, kit.disk)
         self._install = Install(kit, platform, self.ledger, tell, waited)
         self._ways = Ways(self._install)
 

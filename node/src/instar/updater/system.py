@@ -59,7 +59,7 @@ class System:
         self._fault: InstarError | None = None
         self._told: SystemProgress | None = None
         self._repaired: list[str] = []  # what was not as we had left it at this updater's start
-        self._obeyed = kit.layout.state / "os" / "cold-boot.json"
+        self._obeyed = kit.layout.system / "cold-boot.json"
 
     # --- the machine
 
