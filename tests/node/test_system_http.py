@@ -237,5 +237,9 @@ def test_node_without_slots_says_so_and_has_nothing_of_it_in_memory(hall: Hall, 
         status, said = host.call("POST", "/v1/update-os", GOOD)
         assert (status, said["error"]["code"]) == (412, "failed-precondition"), said
         assert "os.disk" in said["error"]["message"]
+        assert said["error"]["message"].count("cannot update the system") == 1
+        assert said["error"]["message"].startswith(
+            "cannot update the system: no-slots: this node has no slots"
+        )
     finally:
         host.close()

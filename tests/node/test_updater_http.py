@@ -64,6 +64,7 @@ def test_a_nodes_certificate_is_no_operators(host: Host) -> None:
     with contextlib.closing(host.connection(host.papers.node("n-00000000000000aa"))) as connection:
         status, body = ask(connection, "GET", "/v1/health")
     assert (status, body["error"]["code"]) == (403, "not-an-operator")
+    assert body["error"]["message"].endswith("got one of instar://node/n-00000000000000aa")
 
 
 @pytest.mark.parametrize("highest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -101,9 +101,9 @@ def quarantine(args: argparse.Namespace) -> dict[str, Any]:
     if args.clear:
         cleared = [n for n, e in entries.items() if args.clear in ("all", e.version)]
         if not cleared and args.clear != "all":
-            versions = sorted({e.version for e in entries.values()})
-            text = f"cannot clear {args.clear}: expected one of {versions}"
-            raise InputError("not-in-quarantine", text)
+            versions = ", ".join(sorted({e.version for e in entries.values()}))
+            why = f"expected one of {versions}" if versions else "nothing is in quarantine"
+            raise InputError("not-in-quarantine", f"cannot clear {args.clear}: {why}")
         entries = {n: e for n, e in entries.items() if n not in cleared}
         write_quarantine(layout.quarantine, entries)
     rows = [

@@ -1,7 +1,9 @@
 """`instar install` and `instar uninstall`: make this machine a node, and take that back.
 
-The order that must hold: everything is checked before anything is written, and `node.json`, which
-makes the folder a node, is written after the certificate. A failed install removes what it made.
+The order that must hold: everything is checked before anything is written, also that the service manager can
+start what it will be given; and `node.json`, which makes the folder a node, is written after the certificate.
+A failed install removes what it made on this machine; that it was enrolled, if it came so far, the server keeps
+(`instarctl nodes revoke`). Once all is written it stays: a start that fails then says how to go on.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from instar.cli import control, scripts, units
+from instar.cli import control, ready, scripts, units
 from instar.core.backoff import Backoff
-from instar.core.errors import InputError, MachineError, ServerUnreachable
+from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable
 from instar.core.releases import Release
 from instar.core.settings import host_port
 from instar.host import rescue
@@ -50,9 +53,9 @@ def install(args: argparse.Namespace) -> dict[str, Any]:
     layout, program = Layout(args.state), running_program(sys.argv[0])
     settings = _settings(args.api)
     say: Say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
-    config = check_embedded((args.embed or program.path).read_bytes(), args.pin or None)
     manager = _manager(args.service)
-    _check_machine(layout, program, manager)
+    check_machine(layout, program.path, manager, args.start)
+    config = _configuration(args.embed or program.path, args.pin)
     made = not layout.state.exists()
     try:
         _folders(layout)
@@ -71,7 +74,7 @@ def install(args: argparse.Namespace) -> dict[str, Any]:
         _clear(layout, whole=made)
         raise
     say(f"enrolled as {node.node} in group {node.group}")
-    running = control.start(args)["running"] if args.start else []
+    running = begin(args, node.node)
     return {
         "node": node.node,
         "server": node.server,
@@ -82,6 +85,21 @@ def install(args: argparse.Namespace) -> dict[str, Any]:
         "service": manager,
         "running": running,
     }
+
+
+def begin(args: argparse.Namespace, node: str) -> list[str]:
+    """Start what is installed, if that is wanted; the roles that run. A failure keeps its code, and tells what is
+    there and how to go on: from here on nothing is taken back."""
+    if not args.start:
+        return []
+    try:
+        return list(control.start(args)["running"])
+    except InstarError as error:
+        error.text = (
+            f"cannot start what is installed: {error.text}; {node} is enrolled and installed below {args.state}:"
+            f" `instar start --state {args.state}` tries again, `instar uninstall --state {args.state}` removes it"
+        )
+        raise
 
 
 def lines(answer: dict[str, Any]) -> Iterator[str]:
@@ -130,7 +148,21 @@ def gone_lines(answer: dict[str, Any]) -> Iterator[str]:
     yield f"removed {answer['removed']}"
 
 
-def _check_machine(layout: Layout, program: Program, manager: str) -> None:
+def _configuration(file: Path, pin: str) -> EmbeddedConfig:
+    """What `file` carries (oneshot/identity.py says what is raised). One without a configuration is what a launcher
+    is, and a package's program: then the way to one is named."""
+    try:
+        return check_embedded(file.read_bytes(), pin or None)
+    except InputError as error:
+        if error.code == "no-configuration":
+            error.text += (
+                "; take a program that `instarctl program download` has written, or name it with --embed FILE"
+            )
+        raise
+
+
+def check_machine(layout: Layout, program: Path, manager: str, start: bool) -> None:
+    """Raises InputError or MachineError with what keeps this machine from being a node. Writes nothing."""
     if layout.node.exists():
         text = f"cannot install: {layout.state} is a node's already; `instar uninstall` removes it"
         raise InputError("already-installed", text)
@@ -141,9 +173,10 @@ def _check_machine(layout: Layout, program: Program, manager: str) -> None:
         raise MachineError("old-python", f"cannot install: expected Python 3.11 or newer, got {sys.version}")
     if manager != "none":
         _check_manager(layout, manager)
+        ready.check(manager, start)
     parent = next(p for p in layout.state.parents if p.exists())
     check_flags(parent)
-    check_space(parent, COPIES * 2 * program.path.stat().st_size)
+    check_space(parent, COPIES * 2 * program.stat().st_size)
 
 
 def _check_manager(layout: Layout, manager: str) -> None:
@@ -277,6 +310,9 @@ CONFIG = """\
 #            "::1/128", "fc00::/7", "fe80::/10"]  # networks and addresses that may do that
 # every_s = 1.0        # at most once in so many seconds
 
+[modules]
+# wasmtime = ""        # folder with the Python package wasmtime; "": where the interpreter looks
+
 [native]
 # mode = "auto"        # updates through the control channel: "never" takes none, "force" whatever is installed
 # block = 65536        # bytes of one block at most
@@ -284,11 +320,12 @@ CONFIG = """\
 # rate_bytes_s = 0     # cap; 0: as network.rate_bytes_s
 
 [os]
-# The system in two slots; after a change: instar start
+# The system in two slots; after a change: instar stop, then instar start
 # disk = ""            # the disk that has both, such as "/dev/nvme0n1"; "": this node has no slots
 # slots = ["instar-system-a", "instar-system-b"]  # the names of their partitions
 # esp = "/efi"         # where the disk's EFI system partition is mounted
 # hardware = ""        # names that bundles may be for, blanks between them; "": what the firmware says
 # answer_s = 10.0      # from an activation until the machine goes down
+# guard_s = 300.0      # what boot-guard leaves a system for coming up, beside trial.cap_s
 # min_bundle_version = ""  # no older bundle is taken
 """

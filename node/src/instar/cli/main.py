@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from instar.cli import control, install, push, restart, show
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.modules import module_of
 from instar.core.system import LINE as SYSTEM
 from instar.host.layout import LINES
+from instar.oneshot import identity
 
 DEFAULT_STATE = Path("/var/lib/instar")
 
@@ -31,10 +32,21 @@ examples:
   instar restart                      restart the agent and its modules, losing nothing
   instar restart --module NAME        restart one module, and what depends on it
 
-exit status: 0 done, 2 wrong usage, 3 not trusted, 4 this machine, 5 server unreachable, 6 server refused"""
+exit status: 0 done, 2 wrong usage, 3 not trusted, 4 this machine, 5 server unreachable, 6 server refused,
+             7 the release is at fault"""
+INSPECT = "inspect"  # an entry of its own (instar.__main__): the installer's child must be small
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other refusal."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"instar: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == [INSPECT]:
+        return identity.main(argv[1:])
     args = _parser().parse_args(argv)
     try:
         answer = args.run(args)
@@ -65,7 +77,7 @@ def _fail(args: argparse.Namespace, error: InstarError) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("instar", description=ABOUT, epilog=EPILOG, formatter_class=raw)
+    parser = _Parser("instar", description=ABOUT, epilog=EPILOG, formatter_class=raw)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, text: str, run: Any, lines: Any) -> argparse.ArgumentParser:
@@ -114,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
                   control.quarantine_lines)  # fmt: skip
     sub.add_argument("--clear", metavar="VERSION|all", help="let it be tried again")
     _module_commands(command)
+    commands.add_parser(INSPECT, help="Check a program file and the configuration that it carries.")
     command("version", "Show which build this is.", show.version, show.version_lines)
     return parser
 

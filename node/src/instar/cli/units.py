@@ -43,6 +43,15 @@ def systemd_runs() -> bool:
     return RUNNING.is_dir()
 
 
+def no_answer() -> str:
+    """Why systemctl cannot do what `write_units` needs; '' when it can, or need not (in a chroot)."""
+    try:
+        _systemctl("show", "--property=Version")
+    except MachineError as error:
+        return error.text.partition(": ")[2] or "a systemctl that fails without a word"
+    return ""
+
+
 def packaged(layout: Layout, folder: Path = FOLDER, packages: Path = PACKAGED) -> bool:
     """Whether this node has the package's units. One that was installed before the package keeps its own."""
     return layout.state == PACKAGED_STATE and (packages / AGENT).exists() and not _is_made(folder / AGENT)

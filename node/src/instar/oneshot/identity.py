@@ -17,6 +17,7 @@ import copy
 import hashlib
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,10 @@ def main(argv: list[str]) -> int:
     try:
         answer = _inspect(options.file, options.pin)
     except InstarError as error:
-        text = json.dumps({"ok": False, "error": error.as_json()})
-        print(text if options.json else f"instar inspect: {error.text} ({error.code})", flush=True)
+        if options.json:
+            print(json.dumps({"ok": False, "error": error.as_json()}), flush=True)
+        else:
+            print(f"instar: {error.text} ({error.code})", file=sys.stderr, flush=True)
         return error.exit_status
     if options.json:
         print(json.dumps(answer), flush=True)

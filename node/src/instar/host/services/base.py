@@ -89,6 +89,11 @@ class RoleLockProbe:
         return True
 
 
+def search_path() -> str:
+    """Where a manager's programs are looked for: our own PATH, and then where every system has them."""
+    return f"{os.environ.get('PATH', '')}:{PATH}".strip(":")
+
+
 def call(words: list[str], doing: str, within_s: float = CALL_S, good: tuple[int, ...] = (0,)) -> str:
     """Run a manager's program to its end; what it said.
 
@@ -106,7 +111,7 @@ def call(words: list[str], doing: str, within_s: float = CALL_S, good: tuple[int
             timeout=within_s,
             check=False,
             cwd="/",
-            env={**environment, "PATH": f"{environment.get('PATH', '')}:{PATH}".strip(":")},
+            env={**environment, "PATH": search_path()},
         )
     except FileNotFoundError:
         way_out = "install it, or `instar install` with another --service"

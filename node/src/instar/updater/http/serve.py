@@ -103,7 +103,7 @@ def caller_of(certificate: Any) -> Caller:
     uris = [value for kind, value in (certificate or {}).get("subjectAltName", ()) if kind == "URI"]
     match = OPERATOR.fullmatch(uris[0]) if len(uris) == 1 else None
     if match is None:
-        named = ascii(uris[0])[1:80] if uris else "nobody"
+        named = ascii(uris[0])[1:-1][:80] if uris else "nobody"
         text = (
             f"cannot serve: expected an operator's certificate (instar://operator/NAME), got one of {named}"
         )

@@ -114,7 +114,7 @@ def _fitting(services: Services, asked: Asked) -> Release:
     try:
         platform = services.targets.system().slot().platform
     except InstarError as error:
-        raise _unfit(f"{error.code}: {error.text}") from None
+        raise _unfit(f"{error.code}: {error.text.removeprefix('cannot update the system: ')}") from None
     signed = _signed(services, asked.target)
     custom = signed.custom
     if custom.get("kind") != KIND:
