@@ -36,12 +36,13 @@ class World:
     def __init__(self, folder: Path, running: str = "b") -> None:
         self.layout, self.clock, self.running = Layout(folder), Time(), running
         self.done: list[tuple[str, float]] = []
-        self.goes_down = True
+        self.goes_down, self.since = True, 5.0
         self.later: list[tuple[float, str]] = []
         self.records("trial")
 
     def records(self, state: str) -> None:
-        slots = {"a": SlotRecord("1.0.0", state="good"), "b": SlotRecord("1.1.0", DIGEST, state, since=5.0)}
+        tried = SlotRecord("1.1.0", DIGEST, state, since=self.since)
+        slots = {"a": SlotRecord("1.0.0", state="good"), "b": tried}
         write_records(self.layout.state / "os" / "slots.json", slots)
 
     def sleep(self, seconds: float) -> None:
@@ -110,6 +111,18 @@ def test_does_not_restart_for_ever(tmp_path: Path) -> None:
     assert world.done == []
     (tmp_path / "os" / "guard.json").write_text("no JSON")
     assert "did not go down" in world.guard()
+
+
+def test_two_trials_of_a_version_are_counted_apart(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for since in (1_763_781_598.0, 1_763_781_598.0 - 4000.0):
+        world.since = since
+        world.records("trial")
+        for _ in range(MOST):
+            world.clock.now = 10.0
+            assert "did not go down" in world.guard()
+    world.clock.now = 10.0
+    assert f"left alone: b 1.1.0 {DIGEST[:12]} 1763777598 is undecided" in world.guard()
 
 
 def test_restarts_also_where_that_cannot_be_counted(tmp_path: Path) -> None:

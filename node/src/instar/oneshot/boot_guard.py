@@ -3,7 +3,8 @@
 The image starts it at each boot, beside the node's programs and not through them. On nearly every boot no slot is
 on trial, and it ends at once. Else it waits; when the trial is undecided after all the time that the updater of
 the new system had for it, the machine is restarted. The firmware was asked for one try only, so the old system
-comes up, and its updater writes the end. A kernel that hangs is the watchdog's.
+comes up, and its updater writes the end. One that the journal says is confirmed is left alone, also while its boot
+order cannot be written. A kernel that hangs is the watchdog's.
 
 It needs neither the EFI variables nor the EFI system partition: an image that does not mount them is one of those
 that must be left. Where the mounted root cannot be told either, it restarts the machine all the same, but never
@@ -22,6 +23,9 @@ from typing import NamedTuple
 
 from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.settings import Settings
+from instar.core.system import LINE
+from instar.core.transaction import State
+from instar.engine.journal import Journals
 from instar.host.boot import running
 from instar.host.boot.finding import find_slots
 from instar.host.boot.going_down import GoingDown
@@ -59,7 +63,7 @@ def guard(layout: Layout, settings: Settings, clock: Clock, machine: Machine) ->
     while True:
         left = end - clock.boottime()
         try:
-            found = _on_trial(layout, machine)
+            found = _on_trial(layout, clock, machine)
         except MachineError:  # the records cannot be read now
             if left <= 0:
                 raise
@@ -77,18 +81,28 @@ def guard(layout: Layout, settings: Settings, clock: Clock, machine: Machine) ->
     return "the machine did not go down"
 
 
-def _on_trial(layout: Layout, machine: Machine) -> str:
-    """Which trial it is, if the system that runs is, or may be, the one on trial."""
+def _on_trial(layout: Layout, clock: Clock, machine: Machine) -> str:
+    """Which trial it is, if the system that runs is, or may be, the one on trial, and is not confirmed yet."""
     records = read_records(layout.slots)
     here = machine.running()
     for slot, record in records.items():
-        if record.state == "trial" and here in (slot, ""):
+        if record.state == "trial" and here in (slot, "") and not _is_confirmed(layout, clock, slot):
             return _name(slot, record)
     return ""
 
 
+def _is_confirmed(layout: Layout, clock: Clock, slot: str) -> bool:
+    """Whether its updater has decided for it, and only what that brings about is not done yet: a boot order that
+    cannot be written, say. A restart would end a system that is well."""
+    decided = (journal.progress for journal in Journals(layout.journal, clock).read_all())
+    return any(
+        each.begin.line == LINE and each.state is State.CONFIRMING and each.data.get("slot") == slot
+        for each in decided
+    )
+
+
 def _name(slot: str, record: SlotRecord) -> str:
-    return f"{slot} {record.version} {record.digest[:12]} {record.since:g}"
+    return f"{slot} {record.version} {record.digest[:12]} {record.since:.0f}"
 
 
 def _count(layout: Layout, trial: str) -> bool:

@@ -15,33 +15,29 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from instar.core import quarantine
 from instar.core.errors import MachineError
 from instar.core.journal import Progress, Reason
 from instar.core.lease import Lease
 from instar.core.light import asdict
 from instar.core.recovery import Observation
-from instar.core.releases import Release
 from instar.core.transaction import State, Step
-from instar.engine.journal import Journal, Journals
 from instar.engine.target import Failed, Notes, NotNow, Outcome
 from instar.host.boot.slots import other
 from instar.host.files import remove_tree
 from instar.host.points import reach
-from instar.host.records import read_quarantine, write_quarantine
 from instar.targets.kit import Kit
+from instar.targets.os_seen import LEFT, UNSEEN, Seen, accuse, is_unseen, keep
 from instar.targets.slots.install import Install, Waited
 from instar.targets.slots.ledger import Ledger
 from instar.targets.slots.platform import Platform, Tell, untold
 from instar.targets.slots.records import SlotRecord
-from instar.targets.slots.trial import LOOK_S, ROLE, SlotTrial, health
+from instar.targets.slots.trial import LOOK_S, SlotTrial, health
 from instar.targets.slots.ways import CAUSES, COLD_BOOT, ROLLBACK, Ways
 
 MODES = ("none", "reboot", "kexec")
 DOWN_WITHIN_S = 300.0  # a machine that is not down by then does not go down
 MOST_BACK = 3  # starts of the machine that are spent on the way back
-UNSEEN = "confirmed, cold boot not seen"
-LEFT = "left before a cold boot was seen"
+NO_IMAGE = "no-kernel-image"  # as the ways of choosing a slot say it
 
 
 class OsSlot:
@@ -57,6 +53,7 @@ class OsSlot:
         self.ledger = Ledger(kit.layout.system, platform, kit.clock.wall, kit.disk)
         self._install = Install(kit, platform, self.ledger, tell, waited)
         self._ways = Ways(self._install)
+        self._seen = Seen(kit, platform, self.ledger)
 
     # --- what is there
 
@@ -171,7 +168,7 @@ class OsSlot:
     def _withdraw(self, origin: str) -> None:
         """The firmware will be asked for another slot than this one, which it was not seen to start: that it does not
         come up says nothing about it."""
-        if _is_unseen(self.ledger.record(origin)):
+        if is_unseen(self.ledger.record(origin)):
             self.ledger.mark(origin, why=LEFT)
 
     def watch(self, progress: Progress, notes: Notes) -> Outcome:
@@ -248,13 +245,7 @@ class OsSlot:
         return Outcome()
 
     def _keep(self, slot: str, proven: bool) -> None:
-        """The next boots are of this slot: all of them, or one until the firmware is seen to start it."""
-        if proven:
-            self.platform.boot.prefer(slot)
-            return
-        self.platform.boot.prefer(other(slot), trying=True)
-        reach("os:preferred-other")
-        self.platform.boot.try_once(slot)
+        keep(self.platform.boot, slot, proven)
 
     def _is_left(self, progress: Progress) -> bool:
         """Whether the firmware was asked for what was confirmed, and another one came up: it is not asked for ever."""
@@ -267,7 +258,7 @@ class OsSlot:
         )
         self.platform.boot.prefer(other(slot))
         self.ledger.mark(slot, state="bad", why=reason.text)
-        self._quarantine(progress.begin.release, progress.began.wall, progress.begin.generation, reason)
+        accuse(self.kit, progress.begin.release, progress.began.wall, progress.begin.generation, reason)
         return Outcome({"left": True}, reason)
 
     def revert(self, progress: Progress, notes: Notes) -> Outcome:
@@ -281,17 +272,17 @@ class OsSlot:
                 why = f"{why}; nobody can tell which slot runs, also after another start"
                 self.ledger.mark(slot, state="bad" if blame else "installed", why=why)
         elif slot and progress.intended(Step.ACTIVATE):
-            if self._put_back(progress, notes, slot):
-                if _is_unseen(self.ledger.record(other(slot))):
-                    self.ledger.mark(other(slot), why=UNSEEN)
-            else:
-                why = f"{why}; it comes up all the same"
+            stays = self._put_back(progress, notes, slot)
+            if stays:
+                why = f"{why}; {stays}"
+            elif is_unseen(self.ledger.record(other(slot))):
+                self.ledger.mark(other(slot), why=UNSEEN)
             if not self._never_left(progress):
                 self.ledger.mark(slot, state="bad" if blame else "installed", why=why)
             elif self.ledger.record(slot).state == "trial":
                 self.ledger.mark(slot, state=str(progress.data["was"]), why=why)
         if blame and begin.cause != ROLLBACK and progress.reason is not None:
-            self._quarantine(begin.release, progress.began.wall, begin.generation, progress.reason)
+            accuse(self.kit, begin.release, progress.began.wall, begin.generation, progress.reason)
         remove_tree(self.kit.layout.staging / begin.tx, self.kit.disk)
         return Outcome()
 
@@ -312,7 +303,21 @@ class OsSlot:
             self._down("reboot")
             raise NotNow(Reason("not-down", "the machine did not go down for the way back"))
 
-    def _put_back(self, progress: Progress, notes: Notes, slot: str) -> bool:
+    def _put_back(self, progress: Progress, notes: Notes, slot: str) -> str:
+        """'' when the old system is what runs and goes first; else why it is not to be had any more."""
+        try:
+            return "" if self._go_back(progress, notes, slot) else "it comes up all the same"
+        except MachineError as error:
+            if error.code != NO_IMAGE:
+                raise
+            why = error.text
+        if "stays" not in progress.data:
+            notes.note({"stays": why}, Reason(NO_IMAGE, why))
+        if self.platform.running() == slot and self.platform.boot.kernel(slot).is_file():
+            self.platform.boot.prefer(slot)  # there is nothing else to start
+        return why
+
+    def _go_back(self, progress: Progress, notes: Notes, slot: str) -> bool:
         """False where the machine was sent back often enough, and comes up on the candidate all the same."""
         boot, never_left, running = self.platform.boot, self._never_left(progress), self.platform.running()
         if never_left and progress.data.get("mode") == "kexec":
@@ -342,7 +347,7 @@ class OsSlot:
     def _is_only_tried(self, progress: Progress, slot: str) -> bool:
         """Whether the firmware was never seen to start the old system, and `slot` is there to come back to."""
         origin, running = other(slot), self.platform.running()
-        if not _is_unseen(self.ledger.record(origin)):
+        if not is_unseen(self.ledger.record(origin)):
             return False
         if running == origin and self.platform.booted_by() == "firmware":
             return False
@@ -351,49 +356,9 @@ class OsSlot:
     # --- at each start of the updater
 
     def cold_boot_seen(self) -> None:
-        """Note what the firmware itself has started: a system that only kexec had started stays from now on, or is
-        left for good if the other one came up in its place. Raises MachineError."""
-        running = self.platform.running()
-        if not running:
-            return
-        by, records = self.platform.booted_by(), self.records()
-        if _is_unseen(records[running]):
-            if by != "firmware":
-                if records[other(running)].has_run and self.usable(other(running)):
-                    self._keep(running, proven=False)  # a firmware that has lost the entries is told again
-                return
-            self.platform.boot.prefer(running)
-            self.ledger.mark(running, cold_boot_seen=True, booted_by=by, why="")
-        elif by == "firmware" and _is_unseen(unseen := records[other(running)]) and unseen.why != LEFT:
-            reason = Reason(
-                "fell-back", f"slot {other(running)} was started by kexec, and never by the firmware"
-            )
-            self.platform.boot.prefer(running)
-            self._quarantine(Release(unseen.version, unseen.digest), unseen.since, 0, reason)
-            self.ledger.mark(other(running), state="bad", why=reason.text)
+        """Note what the firmware itself has started (`os_seen.py`). Raises MachineError: to be done again."""
+        self._seen.cold_boot()
 
     def adopt(self) -> None:
         """Note the version of a first system, and end a trial that no journal speaks of."""
-        self.ledger.adopt()
-        trials = [slot for slot, record in self.records().items() if record.state == "trial"]
-        if trials and not any(each.progress.begin.line == ROLE for each in self._unfinished()):
-            for slot in trials:
-                self.ledger.mark(slot, state="unknown", why="the journal of its trial was lost")
-
-    def _unfinished(self) -> list[Journal]:
-        journals = Journals(self.kit.layout.journal, self.kit.clock, self.kit.disk).read_all()
-        return [journal for journal in journals if not journal.progress.finished]
-
-    def _quarantine(self, release: Release, since: float, generation: int, reason: Reason) -> None:
-        """`since`: a failure that was written down after it is this one."""
-        path = self.kit.layout.quarantine
-        entries, name = read_quarantine(path), quarantine.key(ROLE, release.digest)
-        old = entries.get(name)
-        if old is not None and old.since >= since:
-            return
-        entries = quarantine.add(entries, name, release.version, reason, self.kit.clock.wall(), generation)
-        write_quarantine(path, entries, self.kit.disk)
-
-
-def _is_unseen(record: SlotRecord) -> bool:
-    return record.state == "good" and not record.cold_boot_seen
+        self._seen.adopt()

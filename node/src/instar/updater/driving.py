@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 
 from instar.core.errors import InputError, InstarError, MachineError
-from instar.core.journal import Begin, Progress, Reason
+from instar.core.journal import Begin, Moment, Progress, Reason, Record
 from instar.core.modules import PREFIX
 from instar.core.releases import Release
 from instar.core.system import LINE as SYSTEM
@@ -57,6 +57,7 @@ class Driving:
         self.clock, self.journals, self.targets, self.orders = clock, journals, targets, orders
         self._follower = Told(orders, follower)
         self.put_off: list[str] = []
+        self._unopened: list[tuple[Journal, Reason]] = []  # of the last look, and why
 
     def begin(self, line: Line, role: str, release: Release, cause: str, tx: str = "") -> Begin:
         """The facts of a transaction that begins now; they are in no journal yet."""
@@ -80,7 +81,9 @@ class Driving:
         """Go on with what is open: what is active, or needs no server, before anything else. `ordered`: an
         operator's order waits, and only what is active goes before it. A system that is still being brought
         here is left for `System.round`: it comes last."""
-        for journal in self.unfinished():
+        unfinished = self.unfinished()
+        self._hold_unopened()
+        for journal in unfinished:
             begin = journal.progress.begin
             if is_module(begin.line) and not modules:
                 continue
@@ -118,18 +121,28 @@ class Driving:
     def unfinished(self) -> list[Journal]:
         """What is open, of lines that this release knows: the node's own programs and system first, then modules.
 
-        Slots that cannot be used now are looked at again soon, and hold up nobody."""
-        found = []
+        Slots that cannot be used now are looked at again soon, and hold up nobody but in a trial (`unopened.py`)."""
+        found: list[Journal] = []
+        self._unopened = []
         for journal in self.journals.unfinished():
             try:
                 self.targets.any(journal.progress.begin.line)
             except (InputError, MachineError) as error:
                 log.warning("%s is left alone: %s", journal.progress.begin.tx, error.text)
+                if journal.progress.begin.line == SYSTEM:
+                    self._unopened.append((journal, Reason(error.code, error.text)))
                 if isinstance(error, MachineError):
                     self.put_off.append(journal.progress.begin.line)
             else:
                 found.append(journal)
         return sorted(found, key=lambda journal: is_module(journal.progress.begin.line))
+
+    def _hold_unopened(self) -> None:
+        """A system on trial whose slots cannot be opened: nothing else begins, until it is left."""
+        for journal, why in self._unopened:
+            from instar.updater.unopened import hold
+
+            hold(journal, self.clock, why, lambda: self.targets.system().restart())
 
     def apart(self, line: str, do: Callable[[], object]) -> None:
         """A module's trouble is put off, and holds up nobody else; the programs' ends the round, unless it
@@ -188,13 +201,21 @@ class Driving:
         return bool(left) and left != self.clock.boot_id()
 
     def _too_old(self, journal: Journal) -> bool:
-        began = journal.progress.began
-        now = self.clock.boottime()
-        return began.boot_id == self.clock.boot_id() and now - began.boottime > _oldest_s(journal.progress)
+        age_s = _age_s(journal.records, self.clock.boot_id(), self.clock.boottime())
+        return age_s > _oldest_s(journal.progress)
 
 
 def is_module(line: str) -> bool:
     return line.startswith(PREFIX)
+
+
+def _age_s(records: list[Record], boot_id: str, boottime: float) -> float:
+    """How long it has been open while the machine ran, in seconds of boot time: since it began, and of each boot that
+    came later from its start to the last record in it, of this one to now."""
+    began, until = records[0].at, dict[str, float]()
+    for at in (*(record.at for record in records), Moment(boot_id, boottime, 0.0)):
+        until[at.boot_id] = max(until.get(at.boot_id, 0.0), at.boottime)
+    return sum(until.values()) - began.boottime
 
 
 def _oldest_s(progress: Progress) -> float:

@@ -147,13 +147,14 @@ def _system(
 
     @cache
     def made() -> System:
-        from instar.updater.slots import open_platform
+        from instar.updater.slots import open_platform, restart
         from instar.updater.system import System
 
         def opened() -> Platform:
             return open_platform(kit.settings.os, kit.layout, client.sound_program, around)
 
-        return System(kit, journals, orders, opened, client.wanted, reporter.system_changed)
+        tell, down = reporter.system_changed, lambda: restart(around)
+        return System(kit, journals, orders, opened, client.wanted, tell, down)
 
     return made
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from instar.core.backoff import Backoff
-from instar.core.errors import InstarError, ServerUnreachable
+from instar.core.errors import InstarError, MachineError, ServerUnreachable
 from instar.core.journal import Progress, timeline
 from instar.core.releases import version_of
 from instar.core.system import LINE as SYSTEM
@@ -85,7 +85,7 @@ class Reporter:
                 self._send_events()
                 wait = self._send_system(stopping)
                 self._backoff.reset()
-            except InstarError:
+            except (InstarError, OSError):
                 wait = self._backoff.next(random.random())
             if stopping:
                 return
@@ -96,12 +96,13 @@ class Reporter:
         self._events_due = False  # before the look: what changes meanwhile is looked at again
         try:
             self._send_all()
-        except InstarError:
+        except (InstarError, OSError):
             self._events_due = True
             raise
 
     def _send_system(self, stopping: bool) -> float | None:
-        """Seconds until there is more to send; None for nothing. Raises ServerUnreachable: to be sent again."""
+        """Seconds until there is more to send; None for nothing. Raises ServerUnreachable, and MachineError or OSError
+        where the machine cannot be looked at: to be sent again."""
         if self._system is None or not self._system_due:
             return None
         left_s = self._system_from - time.monotonic()
@@ -110,7 +111,7 @@ class Reporter:
         self._system_due, self._system_from = False, time.monotonic() + SYSTEM_EVERY_S
         try:
             self._client.tell_system(self._system())
-        except ServerUnreachable:
+        except (ServerUnreachable, MachineError, OSError):
             self._system_due = True
             raise
         except InstarError as error:  # a server that does not know this call: no use to say it again
@@ -127,7 +128,8 @@ class Reporter:
                 stored = self._client.report(part)
                 if not stored.issuperset(e["id"] for e in part):
                     continue  # not all: told again next time
-                mark.write_text(part[-1]["id"].rpartition(":")[2])
+                with contextlib.suppress(OSError):  # a full disk: it is told once more some day
+                    mark.write_text(part[-1]["id"].rpartition(":")[2])
 
 
 def events_of(journal: Journal) -> list[dict[str, Any]]:

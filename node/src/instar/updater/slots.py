@@ -64,6 +64,16 @@ class Kexec:
         raise MachineError(code, text)
 
 
+def restart(around: Around | None = None) -> None:
+    """Ask for the machine's way down, whatever is known of its slots. Raises MachineError `no-reboot`."""
+    power = around.power if around else None
+    (power or GoingDown(_never)).reboot()
+
+
+def _never() -> None:
+    raise MachineError("kexec-refused", "a restart does not use kexec")
+
+
 def open_platform(
     settings: OsSettings,
     layout: Layout,

@@ -44,19 +44,25 @@ log = logging.getLogger("instar.updater")
 Ask = Callable[[], Wanted]
 
 
+def cannot_restart() -> None:
+    raise MachineError("no-reboot", "cannot restart the machine: nobody here can")
+
+
 class System:
     """`open_platform` looks at the machine, `ask` at what the server wants, for a second word before a switch;
-    `tell` is called, from the thread that drives, when there is more to report."""
+    `tell` is called, from the thread that drives, when there is more to report; `restart` asks for the machine's way
+    down, and needs no slots."""
 
     def __init__(
         self, kit: Kit, journals: Journals, orders: Orders, open_platform: Callable[[], Platform], ask: Ask,
-        tell: Callable[[], None],
+        tell: Callable[[], None], restart: Callable[[], None] = cannot_restart,
     ) -> None:  # fmt: skip
         self.kit, self.journals, self.orders = kit, journals, orders
-        self._open, self._ask, self._tell = open_platform, ask, tell
+        self._open, self._ask, self._tell, self.restart = open_platform, ask, tell, restart
         self._slot: OsSlot | None = None
         self._lock = threading.Lock()
         self._fault: InstarError | None = None
+        self._unlooked: InstarError | None = None  # why `_look` has not succeeded yet
         self._told: SystemProgress | None = None
         self._repaired: list[str] = []  # what was not as we had left it at this updater's start
         self._obeyed = kit.layout.system / "cold-boot.json"
@@ -85,6 +91,9 @@ class System:
         return self._slot
 
     def _look(self, slot: OsSlot) -> None:
+        """Each round does it again until it has succeeded once: what the firmware has started is seen in this boot
+        alone."""
+        before, found = self._unlooked, None
         try:
             slot.cold_boot_seen()
             slot.adopt()
@@ -92,8 +101,12 @@ class System:
                 log.warning("boot entries: %s", done)
                 self._repaired.append(done)
         except (InstarError, OSError) as error:
-            log.warning("the slots' records or boot entries cannot be put in order: %s", error)
-        self._tell()
+            found = _as_instar(error)
+            if before is None or before.text != found.text:
+                log.warning("the slots' records or boot entries cannot be put in order: %s", found.text)
+        self._unlooked = found
+        if found is None or before is None:
+            self._tell()
 
     def start(self) -> None:
         """At each start of the updater. Never fails."""
@@ -114,8 +127,17 @@ class System:
         is due. Raises as `Driving.drive` does."""
         if wanted.fault:
             log.warning("%s", wanted.fault)
+        unlooked = self._unlooked
         with contextlib.suppress(InstarError):
-            self.slot()  # they may be there by now
+            slot = self.slot()  # they may be there by now
+            if unlooked is not None:
+                self._look(slot)
+        due_s = self._go_on(wanted, driving)
+        if self._unlooked is not None and LINE not in driving.put_off:
+            driving.put_off.append(LINE)  # so that the next round comes soon
+        return due_s
+
+    def _go_on(self, wanted: Wanted, driving: Driving) -> float:
         for journal in driving.unfinished():
             if journal.progress.begin.line == LINE:
                 driving.go_on(journal)
@@ -256,22 +278,27 @@ class System:
         slot, fault = self._slot, self._fault
         if slot is None:
             return {**said, "error": fault.as_json() if fault else None}
-        platform = slot.platform
-        backend = platform.boot.name
+        try:
+            self._say(slot, said)
+        except (InstarError, OSError) as error:
+            said["error"] = _as_instar(error).as_json()
+        else:
+            said["error"] = self._unlooked.as_json() if self._unlooked else None
+        return said
+
+    def _say(self, slot: OsSlot, said: dict[str, Any]) -> None:
+        """As much as can be looked at now."""
+        platform, backend = slot.platform, slot.platform.boot.name
         said |= {
             "running": platform.running(),
             "hardware": list(platform.hardware),
             "arch": platform.arch,
             "backend": COUNTING if backend != "firmware" else backend,
-            "slots": {name: record._asdict() for name, record in slot.records().items()},
         }
-        try:
-            state = platform.boot.state()
-        except InstarError as error:
-            return {**said, "error": error.as_json()}
+        said["slots"] = {name: record._asdict() for name, record in slot.records().items()}
+        state = platform.boot.state()
         drift = [*state.drift, *self._repaired][:MOST_DRIFT]
-        boot = {"order": list(state.order), "once": state.once, "tries": state.tries, "drift": drift}
-        return {**said, "boot": boot}
+        said["boot"] = {"order": list(state.order), "once": state.once, "tries": state.tries, "drift": drift}
 
     def _update(self) -> dict[str, Any] | None:
         """The transaction of line `os` that is under way."""
@@ -337,6 +364,12 @@ def _facts(wish: SystemWish) -> dict[str, Any]:
 
 def _is_open(progress: Progress) -> bool:
     return progress.begin.line == LINE and not progress.finished
+
+
+def _as_instar(error: InstarError | OSError) -> InstarError:
+    if isinstance(error, InstarError):
+        return error
+    return MachineError("machine", f"cannot look at the slots: {error.strerror or error}")
 
 
 def _is_version(text: str) -> bool:

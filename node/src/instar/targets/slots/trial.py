@@ -64,8 +64,12 @@ class SlotTrial:
         except InstarError:
             self._pid = 0
             return Facts(spent, False, "", 0.0, Health(), word, why)
-        if int(said.get("pid", 0)) != self._pid:
-            self._pid, self._since = int(said.get("pid", 0)), clock.boottime()
+        pid = said.get("pid", 0)
+        if type(pid) is not int:
+            self._pid = 0
+            return Facts(spent, False, "", 0.0, Health(), word, why, silence=f"it says pid {pid!r:.20}")
+        if pid != self._pid:
+            self._pid, self._since = pid, clock.boottime()
         # Whose root is mounted was looked at before: the agent of this system answers for it.
         return Facts(spent, True, digest, clock.boottime() - self._since, read_health(said), word, why)
 
