@@ -1,7 +1,8 @@
 """A node's operating system in two slots: what may be ordered, and what the node's words make of an order. Pure.
 
-An order is `open` until a final event of line `os` with its generation comes, or an operator cancels it. What the
-node knows better is left to the node: here is refused only what its last report shows to be no use.
+An order is `open` until a final event of line `os` with its generation comes, or an operator cancels it, or the node
+is revoked, or has told nothing of it for LAPSE_S. What the node knows better is left to the node: here is refused
+only what its last report shows to be no use.
 
 >>> asked("web-1.1.0").target
 'os/web-1.1.0.bundle'
@@ -10,18 +11,20 @@ node knows better is left to the node: here is refused only what its last report
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from instar.core import system
 from instar.core.errors import InputError, InstarError
 from instar.core.releases import version_key
 from instar.trust.paths import check_path
-from instar_server.domain.errors import Precondition
+from instar_server.domain.errors import Conflict, Precondition
 
 LINE = system.LINE
-OPEN, CONFIRMED, REVERTED, CANCELLED = "open", "confirmed", "reverted", "cancelled"
+OPEN, CONFIRMED, REVERTED, CANCELLED, LAPSED = "open", "confirmed", "reverted", "cancelled", "lapsed"
+TAKEN_BACK = (CANCELLED, LAPSED)  # here: a node that had begun may still confirm
 NONE, KEXEC = "none", "kexec"
 FINAL = {"confirmed": CONFIRMED, "reverted": REVERTED}  # phase -> state
 ACTIVE = frozenset({"trial", "confirming", "confirmed"})
@@ -33,10 +36,16 @@ ACTIVE_STEPS = frozenset({"activate", "watch", "confirm", "revert"})
 PRECONDITIONS = frozenset(
     {"wrong-hardware", "too-old-system", "too-old-bundle", "slot-too-small", "cold-boot-not-seen"}
 )
+# Nothing was written for it: what lies in the slots is what an order before it left there.
+REFUSED = PRECONDITIONS | {"already-running", "no-slots", "unknown-slot", "esp-full"}
+REVOKED = "revoked"
 NOT_ACTIVE, COLD_BOOT_NOT_SEEN = "installed, not active", "confirmed, cold boot not seen"
 LEFT, BAD = "left", "bad"  # confirmed once, and its slot is no good any more
 MOST_AHEAD_S, MOST_BEHIND_S = 366 * 86400.0, 300.0  # of a cold boot that is ordered
+LAPSE_S = 7 * 86400.0  # an order of which the node has told nothing for so long has ended
+MISSED_S = 3600.0  # a cold boot that is later than its time by more is not begun any more
 MOST_BUNDLE = system.MOST_SOURCE
+MOST_FILE = 255 - 65  # bytes of a bundle's file name; the repository puts a SHA-256 and a dot before it
 _NAMED = re.compile(r"[^/%]+-[0-9]+\.[0-9]+\.[0-9]+(?:-[0-9a-z]+)?")
 
 
@@ -91,6 +100,14 @@ class Told(NamedTuple):
     digest: str = ""  # of the system that it is about; '' for not told
 
 
+class ColdBoot(NamedTuple):
+    """One that is wanted at `at` (unix time). `missed`: no more, since the node did not begin with it in time."""
+
+    at: float
+    generation: int
+    missed: bool = False
+
+
 def asked(bundle: object) -> Asked:
     """Read `NAME-VERSION`, `os/NAME-VERSION.bundle` or an https URL of such a file.
 
@@ -113,6 +130,24 @@ def asked(bundle: object) -> Asked:
         return Asked(check_path(named, "target"), source)
     except InstarError as error:
         raise _malformed(error.text) from None
+
+
+def target_of(name: str, version: str) -> str:
+    """The target path of a bundle that can be published, and ordered by its name, here and on a node.
+
+    Raises InputError `bad-path`, `bad-version`.
+    """
+    version_key(version)
+    path = check_path(f"os/{name}-{version}.bundle", "target")
+    file = path.removeprefix("os/")
+    size = len(file.encode())
+    if size > MOST_FILE:
+        text = f"cannot use the name {name[:40]!a}…: expected {MOST_FILE} bytes at most in {file[:40]!a}…, got {size}"
+        raise InputError("bad-path", text)
+    if not _NAMED.fullmatch(file.removesuffix(".bundle")) or not name.isprintable() or " " in name:
+        text = "expected printable characters without blanks, '/' and '%'"
+        raise InputError("bad-path", f"cannot use the name {name!a:.80}: {text}")
+    return path
 
 
 def _malformed(got: str) -> InputError:
@@ -158,6 +193,17 @@ def unfit(text: str) -> Precondition:
     return Precondition("failed-precondition", f"cannot work on the system: {text}")
 
 
+def aborted(node: str, why: str) -> Conflict:
+    return Conflict("aborted", f"cannot begin with the system of {node}: {why}")
+
+
+def until(said: float | None, counts_s: float) -> str:
+    """Since when that is so, and until when it counts if the node says no more."""
+    times = (datetime.fromtimestamp(each, UTC) for each in (said or 0.0, (said or 0.0) + counts_s))
+    at, end = (f"{each:%Y-%m-%d %H:%M:%SZ}" for each in times)
+    return f"; it said so at {at}, and if no more is heard this counts until {end}"
+
+
 def _older(version: str, least: str) -> bool:
     try:
         return version_key(version) < version_key(least)
@@ -174,12 +220,31 @@ def check_time(at: float | None, now: float) -> float:
     return when
 
 
+def is_late(cold_boot: ColdBoot, now: float) -> bool:
+    return now > cold_boot.at + MISSED_S
+
+
+def as_of(update: Update, report: Mapping[str, Any], revoked: float | None, now: float) -> Update:
+    """As it is now: an order ends when its node is revoked (at `revoked`), and when the node has told nothing of it
+    for LAPSE_S, neither by an event nor in its `report`."""
+    if update.state != OPEN:
+        return update
+    if revoked is not None:
+        return replace(update, state=CANCELLED, code=REVOKED, text="the node was revoked", ended=revoked)
+    at_it = (report.get("update") or {}).get("generation") == update.generation
+    lapse = update.made + LAPSE_S
+    if update.tx or update.slot or at_it or now < lapse:
+        return update
+    text = f"it was never begun: the node has told nothing of it within {LAPSE_S / 86400:g} days"
+    return replace(update, state=LAPSED, code=LAPSED, text=text, ended=lapse)
+
+
 def after(update: Update, told: Told, now: float) -> Update:
     """What is known once an event of its generation has come. Events may come in any order, and again.
 
-    A node that had begun goes on with what was cancelled; what it then confirms is what is so.
+    A node that had begun goes on with what was taken back; what it then confirms is what is so.
     """
-    if update.state not in (OPEN, CANCELLED):
+    if update.state not in (OPEN, *TAKEN_BACK):
         return update
     if told.digest and told.digest != update.digest:
         return _overruled(update, told, now)
@@ -189,6 +254,8 @@ def after(update: Update, told: Told, now: float) -> Update:
     if told.tx == update.tx and told.number <= update.tx_n:
         return update
     code, text = update.code, update.text
+    if code == LAPSED:  # it was begun after all
+        code, text = "", ""
     if told.code and not (update.phase == GOING_BACK and code):  # the first failure is why; the rest is noise
         code, text = told.code, told.text
     update = replace(
@@ -197,7 +264,7 @@ def after(update: Update, told: Told, now: float) -> Update:
     final = FINAL.get(told.phase)
     if final == CONFIRMED and told.code == FELL_BACK:
         final = REVERTED  # it was decided for, and the machine did not come back to it: the node has left it
-    if final is None or (update.state == CANCELLED and final == REVERTED):
+    if final is None or (update.state in TAKEN_BACK and final == REVERTED):
         return update
     return replace(update, state=final, ended=now)
 
@@ -232,7 +299,7 @@ def outcome(update: Update, report: Mapping[str, Any]) -> str:
             return REVERTED
         return "failed-precondition" if update.code in PRECONDITIONS else "unavailable"
     if update.state != CONFIRMED:
-        return "" if update.state == OPEN else CANCELLED
+        return "" if update.state == OPEN else update.state
     if update.mode == NONE:
         return NOT_ACTIVE
     slots: Mapping[str, Any] = report.get("slots") or {}
@@ -252,7 +319,7 @@ def _why_bad(update: Update, report: Mapping[str, Any]) -> str:
 def with_progress(update: Update, report: Mapping[str, Any]) -> Update:
     """With the bytes that the node last told of it."""
     told = report.get("update") or {}
-    if update.state not in (OPEN, CANCELLED) or told.get("generation") != update.generation:
+    if update.state not in (OPEN, *TAKEN_BACK) or told.get("generation") != update.generation:
         return update
     most = {name: max(told[name], getattr(update, name)) for name in ("total", "fetched", "reused")}
     slot, tx = told["slot"] or update.slot, update.tx or told["tx"]
@@ -278,3 +345,15 @@ def as_json(update: Update, report: Mapping[str, Any]) -> dict[str, Any]:
     for inner in ("tx_n", "activated"):
         del shown[inner]
     return shown | {"outcome": result}
+
+
+def all_as_json(updates: Iterable[Update], report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All of a node, newest first. What lies in a slot was put there by the newest order of its digest that the node
+    began with; those before it stay as they ended."""
+    shown, later = [], set[str]()
+    for each in updates:
+        shown.append(as_json(each, {**report, "slots": {}} if each.digest in later else report))
+        refused = each.state == REVERTED and not each.activated and each.code in REFUSED
+        if each.tx and not refused:
+            later.add(each.digest)
+    return shown

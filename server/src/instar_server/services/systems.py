@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +18,13 @@ from instar.core.system import check_mode
 from instar_server.bus.api import AGENTS, FLEET, Bus, system_topic
 from instar_server.domain import looks, systems
 from instar_server.domain.errors import Conflict, NotFound, Precondition
-from instar_server.domain.systems import Update
+from instar_server.domain.systems import ColdBoot, Update
+from instar_server.services import system_reports as written
 from instar_server.services.bundles import Bundles, SystemBundle
-from instar_server.services.history import History, server_entry
+from instar_server.services.history import History
 from instar_server.services.ports import Chance, Now
 from instar_server.services.scheduler import LAPSE_AFTER_S
-from instar_server.services.system_reports import SystemReport, UpdateSaid
+from instar_server.services.system_reports import SystemReport
 from instar_server.storage.batch import SYSTEM, Observations
 from instar_server.storage.connection import Connection
 from instar_server.storage.database import Database
@@ -39,20 +39,20 @@ log = logging.getLogger(__name__)
 SHOWN = 10  # updates
 WRITE_EVERY_S = 1.0
 TELL_EVERY_S = 0.25  # least time between two words about bytes
-COUNTS = ("done", "total", "fetched", "reused")  # bytes of an update
+OVER_EVERY_S = 5.0  # how often it is looked which orders have ended without anybody's word
 MOST_TOLD = 10_000  # nodes about which it is kept when they were last told of
 
 
 @dataclass(frozen=True, slots=True)
 class SystemView:
-    """`report` is what the node said at `told` ({} and None: never); `updates` newest first; `cold_boot` is (when,
-    generation) of the one that is wanted."""
+    """`report` is what the node said at `told` ({} and None: never); `updates` newest first; `cold_boot` is wanted,
+    or was missed."""
 
     node: str
     report: dict[str, Any]
     told: float | None
     updates: list[Update]
-    cold_boot: tuple[float, int] | None
+    cold_boot: ColdBoot | None
 
 
 class Systems:
@@ -71,6 +71,7 @@ class Systems:
         self._observations, self._now, self._chance = observations, now, chance
         self._progress: dict[str, dict[str, Any]] = {}  # by node; to be written
         self._told: dict[str, tuple[tuple[str, str, str], float]] = {}
+        self._looked = 0.0  # when it was last looked which orders are over
         self._waiting: set[str] = set()  # nodes to be told to look when they connect; a hint, no more
 
     async def warm(self) -> None:
@@ -97,12 +98,15 @@ class Systems:
         )  # fmt: skip
         try:
             async with self._database.write() as connection:
+                over = await self._end_over(connection, node)
                 await self._check_order(connection, node, found, least)
                 made = replace(made, generation=await Wishes(connection).next_generation(now))
                 await SystemUpdates(connection).add(made)
-                await Events(connection).append(node, History.SERVER, [_entry(made, "ordered", by, now)], now)
+                entry = written.update_entry(made, "ordered", by, now)
+                await Events(connection).append(node, History.SERVER, [entry], now)
         except IntegrityError:  # another process of this server was first
-            raise _aborted(node, "another update is open") from None
+            raise systems.aborted(node, "another update is open") from None
+        self._gone(over)
         self._changed(made, f"system {made.version} is wanted")
         return made
 
@@ -131,7 +135,7 @@ class Systems:
         """Raises Conflict `aborted` while an update is open, or the node is at a system transaction of any cause."""
         open_ = await SystemUpdates(connection).open_of(row.id)
         if open_ is not None:
-            raise _aborted(
+            raise systems.aborted(
                 row.id, f"{open_.id} to {open_.name} {open_.version} is {open_.phase or 'ordered'}"
             )
         if (under_way := report.get("update")) and self._counts(told):
@@ -156,35 +160,52 @@ class Systems:
         now = self._now()
         async with self._database.write() as connection:
             row = await _existing(connection, node)
-            open_ = await SystemUpdates(connection).open_of(node)
+            open_ = self._as_of(row, await SystemUpdates(connection).open_of(node))
             if open_ is None:
                 raise NotFound("not-found", f"cannot cancel: no system update of {node} is open")
-            report, told = self._report(row)
+            report, _ = self._report(row)
             if systems.too_late(open_, report):
-                said = await self._last_word(connection, open_, report, told)
+                said = await self._last_word(connection, row, open_.tx, open_.generation)
                 if self._counts(said):
-                    why = f"the node is past the switch ({open_.phase or 'activate'}){_until(said)}"
-                    raise Precondition("failed-precondition", f"cannot cancel {open_.id}: {why}")
+                    why = f"the node is past the switch ({open_.phase or 'activate'})"
+                    raise _begun(f"cannot cancel {open_.id}: {why}", said)
             gone = replace(open_, state=systems.CANCELLED, ended=now)
             await SystemUpdates(connection).put(gone)
-            await Events(connection).append(node, History.SERVER, [_entry(gone, "cancelled", by, now)], now)
-        self._changed(gone, f"system {gone.version} is wanted no more")
+            entry = written.update_entry(gone, "cancelled", by, now)
+            await Events(connection).append(node, History.SERVER, [entry], now)
+        self._gone([gone])
         return gone
 
     async def _last_word(
-        self, connection: Connection, update: Update, report: dict[str, Any], told: float | None
+        self, connection: Connection, row: NodeRow, tx: str, generation: int
     ) -> float | None:
-        """When the node last said something of an update."""
-        said = await Events(connection).last_stored(update.node, update.tx) if update.tx else None
-        if (report.get("update") or {}).get("generation") == update.generation:
+        """When the node last said something of a transaction, or of an order."""
+        report, told = self._report(row)
+        said = await Events(connection).last_stored(row.id, tx) if tx else None
+        if (report.get("update") or {}).get("generation") == generation:
             said = max(said or 0.0, told or 0.0)
         return said
 
+    def _as_of(self, row: NodeRow, open_: Update | None) -> Update | None:
+        """An order that is open still."""
+        now = open_ and systems.as_of(open_, self._report(row)[0], row.revoked_at, self._now())
+        return open_ if now and now.state == systems.OPEN else None
+
+    async def _end_over(self, connection: Connection, node: str = "") -> list[Update]:
+        """End what has ended without anybody's word. What that was, to be told when it is written."""
+        now = self._now()
+        over = await SystemUpdates(connection).over(now, node)
+        for each in over:
+            await SystemUpdates(connection).put(each)
+            entry = written.update_entry(each, each.code, "the server", now)
+            await Events(connection).append(each.node, History.SERVER, [entry], now)
+        return over
+
     # ---- cold boots
 
-    async def cold_boot(self, node: str, at: float | None, by: str) -> tuple[float, int]:
+    async def cold_boot(self, node: str, at: float | None, by: str) -> ColdBoot:
         """Have the node prove at `at` (unix time; None: now) that the firmware starts the system that runs, in the
-        place of one that was ordered before. (When, generation.)
+        place of one that was ordered before.
 
         Raises InputError `invalid-argument`, NotFound `not-found`, Conflict `aborted`, Precondition
         `failed-precondition`.
@@ -192,45 +213,69 @@ class Systems:
         now = self._now()
         when = systems.check_time(at, now)
         async with self._database.write() as connection:
+            over = await self._end_over(connection, node)
             await self._check_free(connection, node)
             generation = await Wishes(connection).next_generation(now)
             await Nodes(connection).set(node, cold_boot_at=when, cold_boot_generation=generation)
-            entry = _cold_entry("ordered", generation, by, now)
+            entry = written.cold_entry("ordered", generation, by, now)
             await Events(connection).append(node, History.SERVER, [entry], now)
+        self._gone(over)
         self._tell(node, "a cold boot is wanted")
-        return when, generation
+        return ColdBoot(when, generation)
 
     async def cancel_cold_boot(self, node: str, by: str) -> None:
-        """Raises NotFound `not-found`, Precondition `failed-precondition` when the node has begun with it."""
+        """Raises NotFound `not-found`, Precondition `failed-precondition` when the node has begun with it, unless
+        nothing was heard of it for long."""
         now = self._now()
         async with self._database.write() as connection:
             row = await _existing(connection, node)
             wanted = await SystemUpdates(connection).cold_boot(node)
             if wanted is None:
                 raise NotFound("not-found", f"cannot cancel: no cold boot of {node} is wanted")
-            under_way = self._report(row)[0].get("update")
-            if under_way and under_way["generation"] == wanted[1]:
-                text = f"cannot cancel the cold boot of {node}: it is under way ({under_way['step']})"
-                raise Precondition("failed-precondition", text)
+            said = await self._said_of(connection, row, wanted)
+            if self._counts(said):
+                step = (self._report(row)[0].get("update") or {}).get("step") or "begun"
+                raise _begun(f"cannot cancel the cold boot of {node}: it is under way ({step})", said)
             await Nodes(connection).set(node, cold_boot_at=None)
-            entry = _cold_entry("cancelled", wanted[1], by, now)
+            entry = written.cold_entry("cancelled", wanted.generation, by, now)
             await Events(connection).append(node, History.SERVER, [entry], now)
         self._tell(node, "a cold boot is wanted no more")
+
+    async def _said_of(self, connection: Connection, row: NodeRow, wanted: ColdBoot) -> float | None:
+        """When the node, which is at a cold boot, last said something of it; None: it is not."""
+        under_way = self._report(row)[0].get("update") or {}
+        if under_way.get("generation") != wanted.generation:
+            return None
+        return await self._last_word(connection, row, under_way["tx"], wanted.generation)
+
+    async def _cold_boot_of(self, row: NodeRow, wanted: ColdBoot | None) -> ColdBoot | None:
+        """As it is now: one that is late, and that the node has not begun with, is missed."""
+        if wanted is None or row.revoked_at is not None or not systems.is_late(wanted, self._now()):
+            return wanted if row.revoked_at is None else None
+        async with self._database.read() as connection:
+            return wanted._replace(missed=not self._counts(await self._said_of(connection, row, wanted)))
 
     # ---- what nodes ask and say
 
     async def wanted(self, node: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The line `os`, and the cold boot, as a node is told them."""
 
-        async def read(connection: Connection) -> tuple[Update | None, tuple[float, int] | None]:
+        async def read(connection: Connection) -> tuple[Update | None, ColdBoot | None]:
             updates = SystemUpdates(connection)
             return await updates.open_of(node), await updates.cold_boot(node)
 
+        now = self._now()
         update, cold_boot = await self._database.read_at_once(read)
+        late = cold_boot is not None and systems.is_late(cold_boot, now)
+        if late or (update is not None and now >= update.made + systems.LAPSE_S):  # few are
+            row = await self._database.read_at_once(lambda c: _existing(c, node))
+            update, cold_boot = self._as_of(row, update), await self._cold_boot_of(row, cold_boot)
+        if cold_boot is not None and cold_boot.missed:
+            cold_boot = None
         if update is None and cold_boot is None:
             self._waiting.discard(node)
         line = systems.as_wire(update) if update is not None else None
-        return line, {"at": cold_boot[0], "generation": cold_boot[1]} if cold_boot is not None else None
+        return line, {"at": cold_boot.at, "generation": cold_boot.generation} if cold_boot else None
 
     def joined(self, node: str) -> None:
         """A node has connected: if something is wanted of it, it should ask."""
@@ -242,7 +287,7 @@ class Systems:
         body, now = said.kept(), self._now()
         self._observations.put(SYSTEM, node, json.dumps(body), now, now)
         if said.update is not None and said.update.generation:
-            self._progress[node] = _progress(node, said.update, self._progress.get(node, {}))
+            self._progress[node] = written.progress_row(node, said.update, self._progress.get(node, {}))
         at = (said.update.tx, said.update.step, said.update.slot) if said.update is not None else ("", "", "")
         before, told = self._told.get(node, (("", "", ""), 0.0))
         if at == before and 0 <= now - told < TELL_EVERY_S:
@@ -261,25 +306,21 @@ class Systems:
     async def view(self, node: str) -> SystemView:
         """Raises NotFound `not-found`."""
 
-        async def read(
-            connection: Connection,
-        ) -> tuple[NodeRow | None, list[Update], tuple[float, int] | None]:
-            updates = SystemUpdates(connection)
-            row = await Nodes(connection).get(node)
+        async def read(connection: Connection) -> tuple[NodeRow, list[Update], ColdBoot | None]:
+            updates, row = SystemUpdates(connection), await _existing(connection, node)
             return row, await updates.latest(node, SHOWN), await updates.cold_boot(node)
 
         # Before the read: it does not see what is written after it began.
         unwritten, pending = self._observations.latest(node), self._progress.get(node)
         row, updates, cold_boot = await self._database.read_at_once(read)
-        if row is None:
-            raise _unknown(node)
         if pending is not None:
-            updates = [_with(each, pending) for each in updates]
+            updates = [written.with_unwritten(each, pending) for each in updates]
         report, told = self._report(row, unwritten)
+        updates = [systems.as_of(each, report, row.revoked_at, self._now()) for each in updates]
         under_way = report.get("update")
         if under_way and any(each.tx == under_way["tx"] and each.ended is not None for each in updates):
             report = report | {"update": None}  # said before its last event, and heard after it
-        return SystemView(node, report, told, updates, cold_boot)
+        return SystemView(node, report, told, updates, await self._cold_boot_of(row, cold_boot))
 
     def _report(
         self, row: NodeRow, unwritten: dict[str, Any] | None = None
@@ -300,6 +341,10 @@ class Systems:
         self._bus.publish(FLEET, body | {"mode": update.mode, "state": update.state})
         self._tell(update.node, why)
 
+    def _gone(self, updates: list[Update]) -> None:
+        for each in updates:
+            self._changed(each, f"system {each.version} is wanted no more")
+
     def _tell(self, node: str, why: str) -> None:
         self._waiting.add(node)
         self._bus.publish(system_topic(node), {"node": node})
@@ -313,8 +358,20 @@ class Systems:
             await asyncio.sleep(WRITE_EVERY_S)
             try:
                 await self._flush()
+                await self._look_over()
             except SQLAlchemyError as error:
                 log.error("cannot write how far system updates are: %s", error)
+
+    async def _look_over(self) -> None:
+        """End what has ended without anybody's word, now and then."""
+        now = self._now()
+        if 0 <= now - self._looked < OVER_EVERY_S:
+            return
+        self._looked = now
+        if await self._database.read_at_once(lambda c: SystemUpdates(c).over(now)):
+            async with self._database.write() as connection:
+                over = await self._end_over(connection)
+            self._gone(over)
 
     async def _flush(self) -> None:
         rows = dict(self._progress)
@@ -334,58 +391,14 @@ class Systems:
 async def _existing(connection: Connection, node: str) -> NodeRow:
     row = await Nodes(connection).get(node)
     if row is None:
-        raise _unknown(node)
+        raise NotFound("not-found", f"cannot find {node[:40]}: there is no such node")
     return row
 
 
-def _unknown(node: str) -> NotFound:
-    return NotFound("not-found", f"cannot find {node[:40]}: there is no such node")
-
-
-def _aborted(node: str, why: str) -> Conflict:
-    return Conflict("aborted", f"cannot begin with the system of {node}: {why}")
-
-
 def _at_work(node: str, tx: str, step: str, said: float | None) -> Conflict:
-    return _aborted(node, f"the node is at work on {tx} ({step}){_until(said)}")
+    why = f"the node is at work on {tx} ({step})"
+    return systems.aborted(node, why + systems.until(said, LAPSE_AFTER_S))
 
 
-def _until(said: float | None) -> str:
-    """Since when that is so, and until when it counts if the node says no more."""
-    since = said or 0.0
-    at, until = (time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(t)) for t in (since, since + LAPSE_AFTER_S))
-    return f"; it said so at {at}, and if no more is heard this counts until {until}"
-
-
-def _progress(node: str, said: UpdateSaid, before: dict[str, Any]) -> dict[str, Any]:
-    """A row to be written. While an image is read back, its bytes count from 0 again: the most is what is kept."""
-    same = before.get("b_generation") == said.generation
-    counts = {f"b_{name}": max(getattr(said, name), before[f"b_{name}"] if same else 0) for name in COUNTS}
-    slot = said.slot or (before["b_slot"] if same else "")
-    return {"b_node": node, "b_generation": said.generation, "b_slot": slot, **counts}
-
-
-def _with(update: Update, pending: dict[str, Any]) -> Update:
-    """With the bytes that are still to be written."""
-    if pending["b_generation"] != update.generation:
-        return update
-    most = {name: max(pending[f"b_{name}"], getattr(update, name)) for name in COUNTS}
-    return replace(update, slot=pending["b_slot"] or update.slot, **most)
-
-
-def _entry(update: Update, what: str, by: str, now: float) -> dict[str, Any]:
-    how = "without activation" if update.mode == systems.NONE else f"by {update.mode}"
-    source = f", from {update.source}" if update.source else ""
-    source += ", cold boot or not" if update.override else ""
-    text = f"system {update.name} {update.version} {how}{source}: {what} by {by} ({update.id})"
-    code = f"system-{what}"
-    entry = server_entry(
-        f"{code}:{update.generation}", code, now, code, text, systems.LINE, update.version, update.digest
-    )
-    return entry | {"generation": update.generation, "mode": update.mode, "slot": update.slot}
-
-
-def _cold_entry(what: str, generation: int, by: str, now: float) -> dict[str, Any]:
-    code = f"cold-boot-{what}"
-    entry = server_entry(f"{code}:{generation}", code, now, code, f"cold boot {what} by {by}", systems.LINE)
-    return entry | {"generation": generation}
+def _begun(why: str, said: float | None) -> Precondition:
+    return Precondition("failed-precondition", why + systems.until(said, LAPSE_AFTER_S))

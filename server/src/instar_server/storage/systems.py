@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, case, delete, insert, select, update
+from sqlalchemy import BindParameter, bindparam, case, delete, insert, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from instar_server.domain import systems
-from instar_server.domain.systems import CANCELLED, FINAL, OPEN, Told, Update
+from instar_server.domain.systems import FINAL, OPEN, TAKEN_BACK, ColdBoot, Told, Update
 from instar_server.storage.connection import Connection, Prepared
 from instar_server.storage.schema import nodes, system_updates
 
@@ -42,12 +43,25 @@ class SystemUpdates:
         rows = await self._c.run(_OPEN, {"b_node": node})
         return _update(rows[0]) if rows else None
 
-    async def cold_boot(self, node: str) -> tuple[float, int] | None:
-        """(when, generation) of the one that is wanted."""
+    async def cold_boot(self, node: str) -> ColdBoot | None:
+        """The one that is wanted."""
         rows = await self._c.run(_COLD_BOOT, {"b_node": node})
         if not rows or rows[0]["cold_boot_at"] is None:
             return None
-        return rows[0]["cold_boot_at"], rows[0]["cold_boot_generation"]
+        return ColdBoot(rows[0]["cold_boot_at"], rows[0]["cold_boot_generation"])
+
+    async def over(self, now: float, node: str = "") -> list[Update]:
+        """The open orders, of `node` or of all, that have ended without anybody's word, as they are to be put."""
+        idle = (_S.made <= now - systems.LAPSE_S) & (_S.tx == "")
+        found = select(*(_S[name] for name in _NAMES), nodes.c.revoked_at, nodes.c.system)
+        found = found.join(nodes, nodes.c.id == _S.node).where(_S.state == OPEN)
+        found = found.where(or_(nodes.c.revoked_at.is_not(None), idle))
+        if node:
+            found = found.where(_S.node == node)
+        rows = (await self._c.execute(found)).mappings()
+        reports = [(row, json.loads(row["system"] or "{}")) for row in rows]
+        as_now = [systems.as_of(_update(row), said, row["revoked_at"], now) for row, said in reports]
+        return [each for each in as_now if each.state != OPEN]
 
     async def latest(self, node: str, limit: int) -> list[Update]:
         """Newest first."""
@@ -59,10 +73,12 @@ class SystemUpdates:
         await self._c.execute(update(system_updates).where(_S.id == changed.id).values(**values))
 
     async def heard(self, node: str, told: Iterable[Told], now: float) -> None:
-        """Events of line `os`: those of an update's generation change it, a final one of a cold boot's ends that."""
+        """Events of line `os`, transactions in the order in which the node sent them: those of an update's generation
+        change it, a final one of a cold boot's ends that."""
         rows: dict[int, Update] = {}
         told = list(told)
-        for each in sorted(told, key=lambda each: (each.generation, each.tx, each.number)):
+        sent = {tx: place for place, tx in enumerate(dict.fromkeys(each.tx for each in told))}
+        for each in sorted(told, key=lambda each: (each.generation, sent[each.tx], each.number)):
             if each.generation not in rows:
                 found = await self._of(node, each.generation)
                 if found is None:
@@ -79,7 +95,7 @@ class SystemUpdates:
 
     async def _of(self, node: str, generation: int) -> Update | None:
         mine = select(system_updates).where(_S.node == node, _S.generation == generation)
-        row = (await self._c.execute(mine.where(_S.state.in_((OPEN, CANCELLED))))).mappings().first()
+        row = (await self._c.execute(mine.where(_S.state.in_((OPEN, *TAKEN_BACK))))).mappings().first()
         return _update(row) if row is not None else None
 
     async def _cold_boot_heard(self, node: str, told: Told) -> None:

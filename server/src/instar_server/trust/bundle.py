@@ -5,6 +5,7 @@ Memory does not depend on the images: frames go to a file beside the result unti
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -16,10 +17,11 @@ from typing import Any, BinaryIO, NamedTuple
 import zstandard
 
 from instar.core.errors import InputError, MachineError
+from instar.core.releases import version_key
 from instar.trust import bundle as bundles
 from instar.trust import pe
 from instar.trust.bundle import BLOCK, HEAD, KIND, LENGTH, MAGIC, Bundle, Chunk, Image
-from instar.trust.paths import check_path
+from instar_server.domain.systems import target_of
 
 LEVEL = 19
 NEEDED = (".linux", ".initrd", ".cmdline")
@@ -50,8 +52,10 @@ def build(
 ) -> Built:
     """Write the bundle to `out`, replacing what was there. `progress(done, total)` in bytes of the images.
 
-    Raises InputError `bad-bundle`, `bad-pe`, `bad-path`; MachineError `disk-failed`.
+    Raises InputError `bad-bundle`, `bad-pe`, `bad-path`, `bad-version`; MachineError `disk-failed`. What was there
+    stays then, and nothing is left beside it.
     """
+    _check_about(about)
     _check_kernel(kernel)
     try:
         total = root.stat().st_size + kernel.stat().st_size
@@ -64,9 +68,7 @@ def build(
                 about.name, about.version, about.compatible, about.arch, about.min_version, about.deny_kexec,
                 tuple(images),
             )  # fmt: skip
-            manifest = made.encode()
-            bundles.decode(manifest)  # what a node would refuse is not built
-            return _write(out, made, manifest, frames)
+            return _write(out, made, _manifest(made), frames)
     except OSError as error:
         raise MachineError("disk-failed", f"cannot build {out}: {error.strerror} {error.filename}") from error
 
@@ -74,7 +76,7 @@ def build(
 def describe(path: Path) -> Built:
     """What a bundle file is, its whole content checked against its manifest's lengths.
 
-    Raises InputError `bad-bundle`, MachineError `disk-failed`.
+    Raises InputError `bad-bundle`, `bad-path`, MachineError `disk-failed`.
     """
     try:
         with path.open("rb") as file:
@@ -89,6 +91,30 @@ def describe(path: Path) -> Built:
             )
     except OSError as error:
         raise MachineError("disk-failed", f"cannot read {path}: {error.strerror}") from error
+
+
+def _check_about(about: About) -> None:
+    """Before the images are read, which may take minutes. Raises InputError `bad-bundle`, `bad-path`, `bad-version`."""
+    target_of(about.name, about.version)
+    if about.min_version:
+        version_key(about.min_version)
+    if not about.compatible or not all((*about.compatible, *about.deny_kexec)):
+        text = (
+            f"expected names of hardware, got {list(about.compatible)!a:.80}, {list(about.deny_kexec)!a:.80}"
+        )
+        raise InputError("bad-bundle", f"cannot build a bundle: {text}")
+
+
+def _manifest(made: Bundle) -> bytes:
+    """Its bytes; what a node would refuse is not built. Raises InputError `bad-bundle`."""
+    manifest = made.encode()
+    if len(manifest) > bundles.MAX_MANIFEST:
+        text = f"expected a manifest of {bundles.MAX_MANIFEST} bytes at most, got {len(manifest)}"
+        raise InputError(
+            "bad-bundle", f"cannot build a bundle: {text}: a node would refuse it; take a smaller image"
+        )
+    bundles.decode(manifest)
+    return manifest
 
 
 def _check_kernel(path: Path) -> None:
@@ -128,23 +154,28 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 
 def _write(out: Path, made: Bundle, manifest: bytes, frames: BinaryIO) -> Built:
     temporary = out.with_name(f".{out.name}.new")
-    with temporary.open("wb") as file:
-        file.write(MAGIC + LENGTH.pack(len(manifest)) + manifest)
-        frames.seek(0)
-        shutil.copyfileobj(frames, file, 1 << 20)
-        length = file.tell()
-        file.flush()
-        os.fsync(file.fileno())
-    with temporary.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    os.replace(temporary, out)
-    return _built(made, manifest, sha256, length)
+    try:
+        with temporary.open("wb") as file:
+            file.write(MAGIC + LENGTH.pack(len(manifest)) + manifest)
+            frames.seek(0)
+            shutil.copyfileobj(frames, file, 1 << 20)
+            length = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        with temporary.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        built = _built(made, manifest, sha256, length)
+        os.replace(temporary, out)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it may not be there; the first error is why
+            temporary.unlink()
+        raise
+    return built
 
 
 def _built(made: Bundle, manifest: bytes, sha256: str, length: int) -> Built:
-    path = check_path(f"os/{made.name}-{made.version}.bundle", "target")
     custom = {
         "kind": KIND, "name": made.name, "version": made.version, "digest": bundles.bundle_digest(manifest),
         "compatible": list(made.compatible), "arch": made.arch,
     }  # fmt: skip
-    return Built(path, length, sha256, custom)
+    return Built(target_of(made.name, made.version), length, sha256, custom)

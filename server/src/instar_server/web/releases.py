@@ -113,7 +113,8 @@ async def _receive(request: Request, path: FilePath, limit: int) -> None:
                 ) from None
             size += len(chunk)
             if size > limit:
-                raise TooLarge("body-too-large", f"cannot store the file: expected at most {limit} bytes")
+                text = f"cannot store the file: expected at most {limit} bytes, as max_upload of server.toml says"
+                raise TooLarge("body-too-large", text)
             await asyncio.to_thread(file.write, chunk)
 
 

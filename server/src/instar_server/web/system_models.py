@@ -39,10 +39,10 @@ class SystemUpdate(BaseModel):
     """One order. `state` stays open until the node has told its end; `phase` is a state of docs/transaction.md.
 
     `outcome`: '' while it is open, then `confirmed`, `installed, not active`, `confirmed, cold boot not seen`,
-    `cancelled`, `left` (it was confirmed, and the node has left it since), `reverted` (it was active, and did not
-    stay so), or, when it ended before it was active, `failed-precondition` or `unavailable`; `code` and `text` say
-    why. `done` of `total` bytes of the image are in `slot`; `fetched` came over the network, `reused` from the
-    running slot.
+    `cancelled`, `lapsed` (the node has told nothing of it for 7 days), `left` (it was confirmed, and the node has left
+    it since), `reverted` (it was active, and did not stay so), or, when it ended before it was active,
+    `failed-precondition` or `unavailable`; `code` and `text` say why. `done` of `total` bytes of the image are in
+    `slot`; `fetched` came over the network, `reused` from the running slot.
     """
 
     id: str
@@ -57,7 +57,7 @@ class SystemUpdate(BaseModel):
     override: bool
     made: float
     made_by: str
-    state: Literal["open", "confirmed", "reverted", "cancelled"]
+    state: Literal["open", "confirmed", "reverted", "cancelled", "lapsed"]
     outcome: str
     tx: str
     phase: str
@@ -110,8 +110,11 @@ class UnderWay(BaseModel):
 
 
 class ColdBoot(BaseModel):
+    """`missed`: the node has not begun within an hour of `at`, and does not begin any more."""
+
     at: float
     generation: int
+    missed: bool
 
 
 class Fault(BaseModel):
@@ -122,7 +125,7 @@ class Fault(BaseModel):
 class System(BaseModel):
     """`told`: when the node last told of it, absent when it never has; what it told is empty then. `running`: the slot
     that is mounted as root, '' when it is none of the two. `error`: why the node cannot use its slots, or cannot read
-    how it would boot. `updates`: the last ones, newest first. `cold_boot`: what is wanted and not done."""
+    how it would boot. `updates`: the last ones, newest first. `cold_boot`: wanted, or missed, and not done."""
 
     node: str
     told: float | None

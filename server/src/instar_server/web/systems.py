@@ -36,8 +36,8 @@ def _answer(view: SystemView) -> s.System:
         boot=s.SystemBoot(**report.get("boot", {"order": [], "once": "", "tries": {}, "drift": []})),
         update=s.UnderWay(**report["update"]) if report.get("update") else None,
         error=s.Fault(**report["error"]) if report.get("error") else None,
-        updates=[s.SystemUpdate(**systems.as_json(each, report)) for each in view.updates],
-        cold_boot=s.ColdBoot(at=cold_boot[0], generation=cold_boot[1]) if cold_boot else None,
+        updates=[s.SystemUpdate(**each) for each in systems.all_as_json(view.updates, report)],
+        cold_boot=s.ColdBoot(**cold_boot._asdict()) if cold_boot else None,
     )
 
 
@@ -57,7 +57,8 @@ async def update_os(
 
 @router.delete("/nodes/{node}/update-os", responses=errors(401, 403, 404, 412, 422))
 async def cancel_update_os(services: Services, caller: Operator, node: NodePath) -> s.SystemUpdate:
-    """Take the open update back. A node that has begun may still finish it; past the switch it is too late."""
+    """Take the open update back. A node that has begun may still finish it; past the switch it is too
+    late, unless nothing was heard of it for 2 hours."""
     return s.SystemUpdate(**systems.as_json(await services.systems.cancel(node, caller.id), {}))
 
 
@@ -102,13 +103,14 @@ async def order_cold_boot(
     services: Services, caller: Operator, node: NodePath, body: s.ColdBootBody
 ) -> s.ColdBoot:
     """Have a node prove that the firmware starts the system that it runs: it reboots, now or at a time, and falls
-    back to the other slot if that is not so. It takes the place of one that was ordered before."""
-    at, generation = await services.systems.cold_boot(node, body.at, caller.id)
-    return s.ColdBoot(at=at, generation=generation)
+    back to the other slot if that is not so. It takes the place of one that was ordered before. A node that has not
+    begun within an hour of the time does not begin any more: it is `missed`, until it is ordered again."""
+    made = await services.systems.cold_boot(node, body.at, caller.id)
+    return s.ColdBoot(**made._asdict())
 
 
 @router.delete("/nodes/{node}/cold-boot", responses=errors(401, 403, 404, 412, 422))
 async def cancel_cold_boot(services: Services, caller: Operator, node: NodePath) -> m.Deleted:
-    """Take a cold boot back that the node has not begun with."""
+    """Take a cold boot back that the node has not begun with, or of which nothing was heard for 2 hours."""
     await services.systems.cancel_cold_boot(node, caller.id)
     return m.Deleted()
