@@ -103,6 +103,7 @@ def test_what_operators_did_to_a_node_is_in_its_history(world: World) -> None:
     node = world.new_node()
     world.want("node", node.id, "1.0.0")
     with world.api() as api:
+        api.post("/groups", json={"name": "moved"}).raise_for_status()
         api.put(f"/nodes/{node.id}/group", json={"group": "moved"}).raise_for_status()
         api.post(f"/nodes/{node.id}/revoke", json={"why": "sold"}).raise_for_status()
     found = history(world, node)

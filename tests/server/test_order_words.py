@@ -66,6 +66,7 @@ async def test_the_nodes_of_an_order_are_settled_when_it_is_made(quick: World) -
         quick.ask, "POST", "/jobs", json={"module": "echo", "select": {"group": "settled"}}
     )
     later = await asyncio.to_thread(quick.new_node, "settled")
+    await asyncio.to_thread(quick.ask, "POST", "/groups", json={"name": "left"})
     await asyncio.to_thread(quick.ask, "PUT", f"/nodes/{first.id}/group", json={"group": "left"})
     async with later.connected() as channel:
         with pytest.raises(TimeoutError):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -16,12 +19,13 @@ from wsproto import ConnectionType, WSConnection, events
 
 from bench import report
 from bench.figures import Figure, number
-from instar.core.errors import MachineError
+from instar.core.errors import MachineError, ServerUnreachable
 from instar_lab import machine, main, modules
 from instar_lab.demo.script import GOOD, STEPS
 from instar_lab.node import Node
 from instar_lab.program.variants import VARIANTS
 from instar_lab.sim import frames
+from instar_server.ca import FleetCA
 
 
 class TestMachine:
@@ -171,6 +175,89 @@ class TestCommands:
         words = ["build", "--version", "1.0.0", "--out", str(tmp_path / "x"), "--variant", "perfect"]
         assert main.main(words) == 2
         assert "expected one of does-not-start" in capsys.readouterr().err
+
+
+class TestRefusals:
+    """What this machine or a server cannot do is told in one line, with what to do about it."""
+
+    def told(self, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+        """Exit status, and the one line."""
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            status = main.main([*words])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == 1, said
+        assert said.startswith("instar-lab: cannot "), said
+        return status, said
+
+    @pytest.fixture
+    def ca(self, tmp_path: Path) -> str:
+        FleetCA.create(tmp_path / "ca", time.time())
+        return str(tmp_path / "ca" / "ca.pem")
+
+    def sim(self, server: str, ca: str) -> list[str]:
+        return ["sim", "--server", server, "--ca", ca, "--token", "t", "--agents", "50", "--seconds", "1"]
+
+    def test_no_server_there(self, ca: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            place = f"https://127.0.0.1:{taken.getsockname()[1]}"
+        status, said = self.told(capsys, *self.sim(place, ca))
+        assert status == ServerUnreachable.exit_status
+        assert place in said
+        assert "is the server running" in said
+
+    def test_something_else_answers_there(self, ca: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """It hangs up at once: no TLS, and no error of the system."""
+        with socket.create_server(("127.0.0.1", 0)) as other:
+
+            def hang_up() -> None:
+                with suppress(OSError):
+                    while True:
+                        other.accept()[0].close()
+
+            threading.Thread(target=hang_up, daemon=True).start()
+            status, _ = self.told(capsys, *self.sim(f"https://127.0.0.1:{other.getsockname()[1]}", ca))
+            other.shutdown(socket.SHUT_RDWR)
+        assert status == ServerUnreachable.exit_status
+
+    @pytest.mark.parametrize("server", ["https://127.0.0.1:99999", "https://[::1:8443", "http://h:1", "h"])
+    def test_an_address_that_is_none(self, server: str, ca: str, capsys: pytest.CaptureFixture[str]) -> None:
+        status, said = self.told(capsys, *self.sim(server, ca))
+        assert status == 2
+        assert "expected https://host:port" in said
+
+    def test_a_ca_file_that_holds_no_certificate(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "root.json").write_text("{}")
+        status, said = self.told(capsys, *self.sim("https://127.0.0.1:9", str(tmp_path / "root.json")))
+        assert status == 2
+        assert "root.json" in said
+        assert "ca/ca.pem" in said
+
+    def test_a_place_where_nothing_can_be_written(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        status, said = self.told(capsys, "build", "--version", "1.0.0", "--out", "/proc/x/q.pyz")
+        assert status == MachineError.exit_status
+        assert "cannot write /proc/x/q.pyz" in said
+        assert "--out" in said
+        folder = str(tmp_path / "file" / "out")
+        status, said = self.told(capsys, "modules", str(modules.OURS / "inventory"), "--out", folder)
+        assert status == MachineError.exit_status
+        assert folder in said
+
+    def test_a_full_folder_is_not_kept_in(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for place in (tmp_path / "full", tmp_path / "full" / "file"):
+            (tmp_path / "full").mkdir(exist_ok=True)
+            (tmp_path / "full" / "file").touch()
+            status, said = self.told(capsys, "demo", "--nodes", "1", "--keep", str(place))
+            assert (status, str(place) in said) == (2, True)
+            assert "expected a new or empty folder" in said
+        assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
 class TestModules:

@@ -61,6 +61,15 @@ def main(argv: list[str] | None = None) -> int:
     except InstarError as error:
         print(f"instar-lab: {error}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        print(f"instar-lab: {refused(error)}", file=sys.stderr)
+        return MachineError.exit_status
+
+
+def refused(error: OSError) -> str:
+    """What this machine has refused, in one line."""
+    what = f"use {error.filename}" if error.filename else "go on"
+    return f"cannot {what}: {error.strerror or error}; give another place, or see 'instar-lab --help'"
 
 
 def interrupt(*_: object) -> None:
@@ -145,6 +154,8 @@ def play_demo(options: argparse.Namespace) -> int:
     from instar_lab.demo.view import View
     from instar_lab.fleet import Fleet
 
+    if options.keep is not None:
+        check_new(options.keep)
     console, began = Console(), time.monotonic()
     with View(console) as view:
         view.headline("making keys and starting the server")
@@ -155,6 +166,14 @@ def play_demo(options: argparse.Namespace) -> int:
         )
         view.say(f"{verdict}; {report.seconds:.0f} s", "bold green" if report.ok else "bold red")
     return 0 if report.ok else 1
+
+
+def check_new(folder: Path) -> None:
+    """Raises InputError `not-empty` when something is there that the demo's files would mix with."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink() or folder.parent.is_file():
+        raise InputError("not-empty", f"cannot keep the demo: expected a new or empty folder, got {folder}")
 
 
 def play_sim(options: argparse.Namespace) -> int:
@@ -180,7 +199,11 @@ def play_build(options: argparse.Namespace) -> int:
         program = variants.variant(options.variant, options.version)
     else:
         program = build.build(options.version, built=options.built)
-    build.write(program, options.out)
+    try:
+        build.write(program, options.out)
+    except OSError as error:
+        text = f"cannot write {options.out}: {error.strerror}; give --out a place that can be written"
+        raise MachineError("disk-failed", text) from error
     print(f"{options.out}: version {program.version}, {len(program.data):,} bytes, digest {program.digest}")
     return 0
 

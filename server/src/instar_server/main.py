@@ -28,12 +28,16 @@ from instar_server.storage.migrate import upgrade
 from instar_server.trust.files import make_folder, write_atomic
 from instar_server.trust.keys import load_online
 from instar_server.trust.repository import Repository
+from instar_server.undo import undone
+from instar_server.usage import OneLine
 
 HELP = """The server of a fleet: the nodes' gateway, the operators' API, the signed repository.
 
 'init' makes the server's folder, 'run' runs it. Everything else is done with instarctl, from anywhere."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+app = typer.Typer(
+    cls=OneLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP
+)
 
 Data = Annotated[Path, typer.Option("--data", help="The server's folder.")]
 
@@ -69,7 +73,7 @@ def init(
 
 
 def initialise(layout: Layout, settings: Settings, root: Path, online: Path) -> str:
-    """What `init` does. The first admin's API token. Raises InputError `already-there`, …."""
+    """What `init` does. The first admin's API token. Raises InputError `already-there`, …; then nothing is made."""
     if layout.config.exists():
         raise InputError("already-there", f"cannot make {layout.data}: {layout.config} exists")
     now = time.time()
@@ -77,10 +81,17 @@ def initialise(layout: Layout, settings: Settings, root: Path, online: Path) -> 
         root_bytes = root.read_bytes()
     except OSError as error:
         raise InputError("no-root", f"cannot read {root}: {error.strerror}") from error
+    with undone(layout):
+        return _make(layout, settings, root_bytes, online, now)
+
+
+def _make(layout: Layout, settings: Settings, root: bytes, online: Path, now: float) -> str:
+    """Every part of the folder. The keys come after the root that they are for, which may be refused."""
+    signers = load_online(online)
     make_folder(layout.data)
     layout.data.chmod(0o700)
+    Repository.create(layout.trust, root, signers, moment(now)).close()
     _copy_online(online, layout.online)
-    Repository.create(layout.trust, root_bytes, load_online(layout.online), moment(now)).close()
     ca = FleetCA.create(layout.ca, now) if not (layout.ca / "key.pem").exists() else FleetCA.load(layout.ca)
     renew_server_certificate(layout, settings, ca, now)
     upgrade(layout.database)
@@ -91,7 +102,6 @@ def initialise(layout: Layout, settings: Settings, root: Path, online: Path) -> 
 
 
 def _copy_online(source: Path, folder: Path) -> None:
-    load_online(source)  # a clear error before anything is copied
     make_folder(folder)
     folder.chmod(0o700)
     for path in sorted(source.iterdir()):

@@ -16,17 +16,24 @@ CONNECT_S = 300.0
 TELL_S = 5.0
 
 
+def place_of(server: str) -> tuple[str, int]:
+    """Host and port of "https://host:port". Raises InputError `bad-server`."""
+    try:
+        url = urlsplit(server)
+        if url.scheme == "https" and url.hostname and url.port:
+            return url.hostname, url.port
+    except ValueError:  # brackets without an end, a port that is too large
+        pass
+    raise InputError("bad-server", f"cannot connect: expected https://host:port, got {server!r:.200}")
+
+
 async def play(server: str, ca: Path, token: str, agents: int, seconds: float) -> int:
-    """Enrol, connect, stay for `seconds` (0: until cancelled)."""
-    url = urlsplit(server)
-    if url.scheme != "https" or not url.hostname or not url.port:
-        raise InputError("bad-server", f"cannot connect: expected https://host:port, got {server!r}")
-    if not ca.is_file():
-        raise InputError("no-ca", f"cannot connect: expected the fleet's CA certificate, got {ca}")
+    """Enrol, connect, stay for `seconds` (0: until cancelled). Raises as `enrol` does, InputError `bad-server`."""
+    host, port = place_of(server)
     with tempfile.TemporaryDirectory(prefix="instar-sim-") as folder:
         identities = await enrol(server, ca, token, agents, Path(folder))
         print(f"enrolled {len(identities)} agents", flush=True)
-        async with Swarm(identities, url.hostname, url.port) as swarm:
+        async with Swarm(identities, host, port) as swarm:
             took = await swarm.wait_connected(agents, CONNECT_S)
             print(f"connected {agents} agents in {took:.1f} s", flush=True)
             end = time.monotonic() + seconds if seconds else None

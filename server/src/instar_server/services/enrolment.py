@@ -121,17 +121,17 @@ class Enrolment:
 
     async def make_token(
         self, group: str, uses: int, lifetime_s: float, label: str, by: str
-    ) -> tuple[TokenRow, str]:
-        """A new token and its secret, which is shown once. A group that is not there is made."""
+    ) -> tuple[TokenRow, str, bool]:
+        """A new token, its secret, which is shown once, and whether its group was made for it."""
         group_name(group)
         if not 1 <= uses <= MAX_USES or not 1 <= lifetime_s <= MAX_LIFETIME_S:
             raise InputError("bad-token", f"cannot make a token for {uses} uses and {lifetime_s:g} s")
         now, secret = self._now(), self._chance(32)
         row = TokenRow(self._chance(6), group, uses, uses, now + lifetime_s, now, label)
         async with self._database.write() as connection:
-            await Groups(connection).ensure(group, now)
+            group_made = await Groups(connection).ensure(group, now)
             await EnrolmentTokens(connection).add(row, secret_hash(secret), by)
-        return row, secret
+        return row, secret, group_made
 
     async def tokens(self) -> list[TokenRow]:
         async with self._database.read() as connection:

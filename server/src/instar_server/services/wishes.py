@@ -102,13 +102,14 @@ class Wishes:
         return effective(near, node, row.group, row.generation_floor)
 
     async def move(self, node: str, group: str) -> None:
-        """Put a node into a group (made if it is not there). Raises NotFound."""
+        """Put a node into a group that is there. Raises NotFound `unknown-node`, `unknown-group`."""
         now = self._now()
         async with self._database.write() as connection:
             row = await Nodes(connection).get(node)
             if row is None:
                 raise NotFound("unknown-node", f"cannot move {node}: there is no such node")
-            await Groups(connection).ensure(group, now)
+            if not await Groups(connection).exists(group):
+                raise _no_group(f"move {node} to {group[:63]}", group)
             floor = await work.Wishes(connection).next_generation(now)
             await Nodes(connection).set(node, group_name=group, generation_floor=floor)
             entry = server_entry(
@@ -119,13 +120,18 @@ class Wishes:
 
     async def _check_subject(self, connection: Connection, scope: str, subject: str) -> None:
         if scope == GROUP and not await Groups(connection).exists(subject):
-            raise NotFound("unknown-group", f"cannot want for group {subject[:63]}: there is no such group")
+            raise _no_group(f"want for group {subject[:63]}", subject)
         if scope == NODE and await Nodes(connection).get(subject) is None:
             raise NotFound("unknown-node", f"cannot want for {subject[:63]}: there is no such node")
 
     def _tell(self, scope: str, subject: str, version: str) -> None:
         self._bus.publish(WISHES, {"scope": scope, "subject": subject})
         self._bus.publish(FLEET, {"kind": "wish", "scope": scope, "subject": subject, "version": version})
+
+
+def _no_group(what: str, group: str) -> NotFound:
+    way_out = f"make it first: instarctl groups add {group[:63]}"
+    return NotFound("unknown-group", f"cannot {what}: there is no such group; {way_out}")
 
 
 def _entry(wish: Wish, now: float) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,8 +22,11 @@ from instar_server.web import (
     tokens,
     transfers,
     wishes,
+    wording,
 )
 from instar_server.web.services import WebServices
+
+DOCUMENT = "/api/v1/openapi.json"
 
 
 def make_app(services: WebServices) -> FastAPI:
@@ -34,7 +36,7 @@ def make_app(services: WebServices) -> FastAPI:
         summary="Operators' API of an Instar server",
         docs_url=None,
         redoc_url=None,
-        openapi_url="/api/v1/openapi.json",
+        openapi_url=DOCUMENT,
         redirect_slashes=False,
     )
     app.state.services = services
@@ -57,14 +59,17 @@ async def _refused(_request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = dict(error.errors()[0]) if error.errors() else {}
-    where = ".".join(str(part) for part in first.get("loc", ()))
-    text = f"cannot use the request: {where}: {first.get('msg', 'not valid')}"
-    return error_answer(422, "bad-request", text.encode("utf-8", "replace").decode()[:500])
+    found = error.errors()
+    return error_answer(422, "bad-request", wording.invalid(found[0] if found else {}))
 
 
-async def _http(_request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
     headers = dict(error.headers) if error.headers else None
-    return error_answer(error.status_code, code, f"cannot serve: {error.detail}", headers)
+    text = f"cannot serve: {error.detail}"
+    if error.status_code in (404, 405):  # no route: the API's own refusals are InstarErrors
+        text = (
+            f"cannot serve {request.method:.20} {request.url.path!a:.120}: see {DOCUMENT} for what there is"
+        )
+    return error_answer(error.status_code, code, text, headers)

@@ -195,9 +195,10 @@ class Token(BaseModel):
 
 
 class NewToken(Token):
-    """`token` is shown this once."""
+    """`token` is shown this once. `group_made`: the group was not there, and is now."""
 
     token: str
+    group_made: bool
 
 
 class Tokens(BaseModel):

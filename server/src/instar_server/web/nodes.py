@@ -114,7 +114,7 @@ async def node_history(
 
 @router.put("/nodes/{node}/group", responses=errors(400, 401, 403, 404, 422))
 async def move_node(services: Services, caller: Operator, node: NodePath, body: m.MoveBody) -> m.Node:
-    """Put a node into another group."""
+    """Put a node into another group, which must be there: `POST /groups` makes one."""
     await services.wishes.move(node, body.group)
     return m.Node(**_fields(await services.fleet.node(node)))
 

@@ -21,10 +21,10 @@ async def list_tokens(services: Services, caller: Operator) -> m.Tokens:
 @router.post("/tokens", status_code=201, responses=errors(400, 401, 403, 422))
 async def make_token(services: Services, caller: Operator, body: m.TokenBody) -> m.NewToken:
     """A token with which `uses` machines may enrol into a group (made if it is not there)."""
-    row, secret = await services.enrolment.make_token(
+    row, secret, group_made = await services.enrolment.make_token(
         body.group, body.uses, body.lifetime_s, body.label, caller.id
     )
-    return m.NewToken(**asdict(row), token=secret)
+    return m.NewToken(**asdict(row), token=secret, group_made=group_made)
 
 
 @router.delete("/tokens/{token}", responses=errors(401, 403, 404, 422))
