@@ -74,7 +74,7 @@ def test_a_walk(world: World, tmp_path: Path) -> None:
     ("words", "status", "code"),
     [
         (["nodes", "show", "n-0000000000000000"], 6, "unknown-node"),
-        (["nodes", "show", "nonsense"], 6, "bad-request"),
+        (["nodes", "show", "nonsense"], 2, "bad-id"),
         (["want", "--group", "default", "--version", "9.9.9"], 6, "unknown-release"),
         (["want", "--version", "1.0.0"], 2, "bad-options"),
         (["tokens", "create", "--lifetime", "soon"], 2, "bad-time"),

@@ -204,13 +204,16 @@ def test_arguments_come_from_a_file_and_the_line(tmp_path: Path) -> None:
             arguments_of([], file)
 
 
+NODE = "n-0123456789abcdef"
+
+
 def test_who_is_meant_and_how_long_is_waited() -> None:
     assert select(None, "g", False, ["os=linux", "x=a=b"]) == {
         "group": "g",
         "where": {"os": "linux", "x": "a=b"},
     }
     assert select(None, None, False, ["os=linux"]) == {"all": True, "where": {"os": "linux"}}
-    assert select(["a", "b"], None, False, None) == {"nodes": ["a", "b"], "where": {}}
+    assert select([NODE], None, False, None) == {"nodes": [NODE], "where": {}}
     assert (wait_s(None, 30.0), wait_s("2m", 30.0)) == (60.0, 120.0)
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from instar_server.ctl.output import progress_bar
-from instar_server.ctl.papers import AsJson, plain_errors, say
+from instar_server.ctl.output import plain_errors, progress_bar
+from instar_server.ctl.papers import AsJson, say
 from instar_server.trust import bundle as bundles
 
 app = typer.Typer(no_args_is_help=True)

@@ -54,7 +54,7 @@ def find_access(
 ) -> Access:
     """Put together what was given. Raises InputError `no-server`, `no-token`, `bad-config`."""
     saved = _read_config(config_path(environment))
-    url = server or environment.get("INSTARCTL_SERVER") or saved.get("server", "")
+    url = server if server is not None else environment.get("INSTARCTL_SERVER") or saved.get("server", "")
     file = token_file or environment.get("INSTARCTL_TOKEN_FILE") or saved.get("token_file", "")
     authority = str(ca or environment.get("INSTARCTL_CA") or saved.get("ca", ""))
     if not url.startswith(("https://", "http://")):

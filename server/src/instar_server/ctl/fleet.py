@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from instar.core.errors import InputError
+from instar_server.ctl import ids
 from instar_server.ctl.output import AsJson, connected, make_table, plain_errors, short, show, when
 from instar_server.trust.files import write_atomic
 
@@ -32,7 +33,7 @@ class Via(StrEnum):
 def _subject(group: str | None, node: str | None) -> tuple[str, str]:
     if (group is None) == (node is None):
         raise InputError("bad-options", "cannot tell for whom: expected either --group or --node")
-    return ("group", group) if group is not None else ("node", str(node))
+    return ("group", group) if group is not None else ("node", ids.node_id(str(node)))
 
 
 def _lines(lines: list[str] | None, modules: list[str] | None) -> list[str]:
@@ -54,7 +55,7 @@ def want(
     as_json: AsJson = False,
 ) -> None:
     """Want a release. The same wish again makes nodes that gave up on it try again."""
-    with plain_errors():
+    with plain_errors(as_json):
         scope, subject = _subject(group, node)
         lines = _lines(line, module)
     with connected(context) as client:
@@ -76,7 +77,7 @@ def unwant(
     as_json: AsJson = False,
 ) -> None:
     """Take wishes back. Nodes stay on the program that they run; a module that is wanted no more is stopped."""
-    with plain_errors():
+    with plain_errors(as_json):
         scope, subject = _subject(group, node)
         lines = _lines(line, module)
     with connected(context) as client:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Group
 
 from instar.core.errors import InputError
-from instar_server.ctl import orders, words
+from instar_server.ctl import ids, orders, words
 from instar_server.ctl.orders import All, GroupName, Nodes, NoWait, Where
 from instar_server.ctl.output import AsJson, connected, make_table, plain_errors, show, when
 from instar_server.ctl.tokens import seconds
@@ -47,7 +47,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a module once on every node that is meant, and show the answers. Ends with 1 unless all did it."""
-    with plain_errors():
+    with plain_errors(as_json):
         deadline_s = seconds(deadline)
         body = {
             "module": module, "args": arguments_of(arguments or [], args_file), "deadline_s": deadline_s,
@@ -96,7 +96,7 @@ def _no_number(word: str) -> Any:
 def show_order(context: typer.Context, order: Order, as_json: AsJson = False) -> None:
     """An order and what came of it so far."""
     with connected(context) as client:
-        found = orders.whole(client, order)
+        found = orders.whole(client, ids.order_id(order))
     show(found, as_json, lambda: Group(orders.head(found), orders.answers(found)))
 
 
@@ -128,5 +128,5 @@ def list_orders(
 def cancel(context: typer.Context, order: Order, as_json: AsJson = False) -> None:
     """Cancel an order: nodes that have not taken it at once, the others as soon as they have heard of it."""
     with connected(context) as client:
-        found = client.post(f"/jobs/{order}/cancel", {})
+        found = client.post(f"/jobs/{ids.order_id(order)}/cancel", {})
     show(found, as_json, lambda: f"{order}: {orders.summary(found['states'])}")

@@ -12,12 +12,12 @@ from tuf.api.metadata import Root
 
 from instar.core.errors import InputError
 from instar.trust.embedded import fingerprint
+from instar_server.ctl.output import plain_errors
 from instar_server.ctl.papers import (
     AsJson,
     PassphraseFile,
     asker,
     in_days,
-    plain_errors,
     read,
     say,
     when,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from instar.core.errors import InputError
 from instar_server import VERSION
 from instar_server.ctl import (
     bundle,
@@ -27,28 +28,39 @@ from instar_server.ctl import (
     words,
 )
 from instar_server.ctl.client import config_path, find_access
-from instar_server.ctl.output import Options, plain_errors
+from instar_server.ctl.entry import Entry
+from instar_server.ctl.output import AsJson, Options, given, plain_errors, show
 from instar_server.trust.files import make_folder, write_atomic
+
+Server = Annotated[str | None, typer.Option(help="The API's URL, https://host:port.")]
+Token = Annotated[Path | None, typer.Option(help="File with the API token.")]
+Authority = Annotated[Path | None, typer.Option(help="The server's CA certificate.")]
 
 
 def login(
     context: typer.Context,
-    server: Annotated[str, typer.Option(help="The API's URL, https://host:port.")],
-    token: Annotated[Path, typer.Option(help="File with the API token.")],
-    ca: Annotated[Path | None, typer.Option(help="The server's CA certificate.")] = None,
+    server: Server = None,
+    token: Token = None,
+    ca: Authority = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Remember the server for later calls; the token stays in its file."""
-    with plain_errors():
-        access = find_access(server, token.absolute(), ca.absolute() if ca else None, {})
-        values = {"server": access.server, "token_file": str(token.absolute()), "ca": access.ca}
+    """Remember the server for later calls; the token stays in its file. Both must be given."""
+    with plain_errors(as_json):
+        said = given(context, Options(server, token, ca))
+        if said.server is None or said.token_file is None:
+            raise InputError("bad-options", "cannot log in: expected --server URL and --token FILE")
+        file, authority = said.token_file.absolute(), said.ca.absolute() if said.ca else None
+        access = find_access(said.server, file, authority, {})
+        values = {"server": access.server, "token_file": str(file), "ca": access.ca}
         path = config_path()
         make_folder(path.parent)
         text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
         write_atomic(path, text.encode(), 0o600)
-    typer.echo(f"wrote {path}")
+    show({"path": str(path), **values}, as_json, lambda: f"wrote {path}")
 
 
 app = typer.Typer(
+    cls=Entry,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -91,17 +103,17 @@ app.add_typer(tokens.api, name="api-tokens", help=words.API_TOKENS)
 @app.callback()
 def options(
     context: typer.Context,
-    server: Annotated[str | None, typer.Option(help="The API's URL, https://host:port.")] = None,
-    token: Annotated[Path | None, typer.Option(help="File with the API token.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="The server's CA certificate.")] = None,
+    server: Server = None,
+    token: Token = None,
+    ca: Authority = None,
 ) -> None:
     context.obj = Options(server, token, ca)
 
 
 @app.command()
-def version() -> None:
+def version(as_json: AsJson = False) -> None:
     """Print the version."""
-    typer.echo(VERSION)
+    show({"version": VERSION}, as_json, lambda: VERSION)
 
 
 if __name__ == "__main__":

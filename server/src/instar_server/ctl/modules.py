@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from instar_server.ctl.papers import AsJson, plain_errors, say, write
+from instar_server.ctl.output import plain_errors
+from instar_server.ctl.papers import AsJson, say, write
 from instar_server.trust.module_source import pack_module
 
 app = typer.Typer(no_args_is_help=True)

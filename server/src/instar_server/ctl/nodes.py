@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from instar.core.errors import InputError, MachineError
-from instar_server.ctl.output import AsJson, connected, make_table, short, show, when
+from instar.core.errors import InputError, MachineError, TrustError
+from instar_server.ctl import ids
+from instar_server.ctl.output import AsJson, connected, make_table, refuse, short, show, when
 
 app = typer.Typer(no_args_is_help=True)
 groups = typer.Typer(no_args_is_help=True)
@@ -57,7 +58,7 @@ def _program(program: dict[str, str]) -> str:
 def show_node(context: typer.Context, node: NodeArgument, as_json: AsJson = False) -> None:
     """One node."""
     with connected(context) as client:
-        found = client.get(f"/nodes/{node}")
+        found = client.get(f"/nodes/{ids.node_id(node)}")
     show(found, as_json, lambda: _detail(found))
 
 
@@ -90,18 +91,19 @@ def history(
 ) -> None:
     """What happened on a node, newest first. Ends with status 3 when the history was altered."""
     with connected(context) as client:
-        found = client.get(f"/nodes/{node}/history", limit=limit)
+        found = client.get(f"/nodes/{ids.node_id(node)}/history", limit=limit)
     columns = ("n", "when", "line", "version", "phase", "reason")
     rows = [
         (e["n"], when(e["wall"]), _line(e), _versions(e), e["phase"], e["reason_text"] or e["reason_code"])
         for e in found["entries"]
     ]
-    show(found, as_json, lambda: make_table(columns, rows))
+    fault = TrustError("history-altered", f"this history was altered: {found['fault']}")
+    if found["whole"] or not as_json:
+        show(found, as_json, lambda: make_table(columns, rows))
     if found["removed"] and not as_json:
         typer.echo(f"entries 1 to {found['removed']} were removed for their age", err=True)
     if not found["whole"]:
-        typer.echo(f"instarctl: this history was altered: {found['fault']} [history-altered]", err=True)
-        raise typer.Exit(3)
+        refuse(fault, as_json, found)
 
 
 def _line(entry: dict[str, Any]) -> str:
@@ -132,9 +134,9 @@ def poke(
     """Wake a node: one TCP connection to its wake-up port makes it phone home now."""
     with connected(context) as client:
         if via_server:
-            found = client.post(f"/nodes/{node}/poke", {})
+            found = client.post(f"/nodes/{ids.node_id(node)}/poke", {})
         else:
-            seen = client.get(f"/nodes/{node}")
+            seen = client.get(f"/nodes/{ids.node_id(node)}")
             found = {"address": seen["address"], "port": seen["wake_port"]}
             _knock(node, found["address"], found["port"])
     show(found, as_json, lambda: f"knocked at {found['address']} port {found['port']}")
@@ -160,7 +162,7 @@ def revoke(
 ) -> None:
     """Never serve this node again."""
     with connected(context) as client:
-        found = client.post(f"/nodes/{node}/revoke", {"why": why})
+        found = client.post(f"/nodes/{ids.node_id(node)}/revoke", {"why": why})
     show(found, as_json, lambda: f"revoked {node}")
 
 
@@ -173,7 +175,7 @@ def move(
 ) -> None:
     """Put a node into another group."""
     with connected(context) as client:
-        found = client.put(f"/nodes/{node}/group", {"group": group})
+        found = client.put(f"/nodes/{ids.node_id(node)}/group", {"group": group})
     show(found, as_json, lambda: f"moved {node} to {group}")
 
 

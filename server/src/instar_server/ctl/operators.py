@@ -34,7 +34,7 @@ def issue(
     as_json: AsJson = False,
 ) -> None:
     """Make a key here and have it certified. Needs an admin's token. Nodes cannot be told to refuse it later."""
-    with plain_errors():
+    with plain_errors(as_json):
         lifetime_s = seconds(lifetime)
         if (out / KEY).exists():
             raise InputError("already-there", f"cannot make a key: {out / KEY} exists")
@@ -47,7 +47,7 @@ def issue(
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    with plain_errors():
+    with plain_errors(as_json):
         write_atomic(out / KEY, private, 0o600)
         write_atomic(out / CERTIFICATE, made["certificate"].encode())
         write_atomic(out / CA, made["ca"].encode())

@@ -8,14 +8,15 @@ from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from instar.core.errors import InputError
+from instar_server.ctl import ids
 from instar_server.ctl.client import Client
-from instar_server.ctl.output import console, make_table
+from instar_server.ctl.output import console, make_table, print_whole
 from instar_server.ctl.tokens import seconds
 
 Nodes = Annotated[list[str] | None, typer.Option("--node", help="A node's id; several times for several.")]
@@ -43,7 +44,7 @@ _COLOURS = {
 
 
 def select(nodes: list[str] | None, group: str | None, all_: bool, where: list[str] | None) -> dict[str, Any]:
-    """The API's `select`. Raises InputError `bad-options`."""
+    """The API's `select`. Raises InputError `bad-options`, `bad-id`."""
     given = [bool(nodes), group is not None, all_]
     if sum(given) > 1 or not (any(given) or where):
         raise InputError(
@@ -51,7 +52,7 @@ def select(nodes: list[str] | None, group: str | None, all_: bool, where: list[s
         )
     chosen: dict[str, Any] = {"where": dict(pair(word, "--where") for word in where or ())}
     if nodes:
-        chosen["nodes"] = nodes
+        chosen["nodes"] = [ids.node_id(node) for node in nodes]
     elif group is not None:
         chosen["group"] = group
     else:
@@ -102,16 +103,15 @@ class Progress:
         rows = [self.rows[node] for node in sorted(self.rows)]
         if len(rows) > MOST_SHOWN:
             rows = [row for row in rows if row["state"] in ("running", "failed", "lost")][:MOST_SHOWN]
-        table = Table("node", "state", "answer")
-        for row in rows:
-            table.add_row(row["node"], coloured(row["state"]), Text(_doing(row)))
+        shown = [(row["node"], coloured(row["state"]), _doing(row)) for row in rows]
+        table = make_table(("node", "state", "answer"), shown)
         return Group(table, Text(f"{self._order['id']}: {summary(counts)}"))
 
 
 def follow(client: Client, order: dict[str, Any], within_s: float, live: bool) -> None:
     """Show how an order goes until all its rows have ended, or `within_s` seconds have passed."""
     progress, until = Progress(order), time.monotonic() + within_s
-    shown = Console(stderr=True)
+    shown = console(stderr=True)
     with Live(
         console=shown, refresh_per_second=8, transient=True, auto_refresh=live and shown.is_terminal
     ) as screen:
@@ -141,10 +141,8 @@ def whole(client: Client, id_: str) -> dict[str, Any]:
 
 def answers(order: dict[str, Any]) -> RenderableType:
     """The rows as a table; the answer of a single one in full."""
-    rows = [(row["node"], coloured(row["state"]), _seconds(row), Text(_answer(row))) for row in order["rows"]]
-    table = Table("node", "state", "seconds", "answer")
-    for row in rows:
-        table.add_row(*row)
+    rows = [(row["node"], coloured(row["state"]), _seconds(row), _answer(row)) for row in order["rows"]]
+    table = make_table(("node", "state", "seconds", "answer"), rows)
     parts: list[RenderableType] = [table, Text(f"{order['id']}: {summary(order['states'])}")]
     if len(order["rows"]) == 1:
         parts.append(one_answer(order["rows"][0]))
@@ -186,7 +184,7 @@ def finish(order: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(order, indent=2, sort_keys=True))
     else:
-        console().print(answers(order))
+        print_whole(answers(order))
         if order["open"]:
             text = (
                 f"{order['open']} of {order['nodes']} have not ended; see 'instarctl job show {order['id']}'"

@@ -1,18 +1,17 @@
-"""What the offline commands share: files of metadata, passphrases, plain errors, output as text or JSON."""
+"""What the offline commands share: files of metadata, passphrases, output as text or JSON."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from instar.core.errors import InputError, InstarError
+from instar.core.errors import InputError
 from instar_server.trust import keys
 from instar_server.trust.files import write_atomic
 
@@ -21,19 +20,6 @@ PassphraseFile = Annotated[
     Path | None,
     typer.Option(help="File whose first line is the passphrase. Else $INSTAR_PASSPHRASE, else a prompt."),
 ]
-
-
-@contextmanager
-def plain_errors(as_json: bool) -> Iterator[None]:
-    """End the command with the error's words and status instead of a traceback."""
-    try:
-        yield
-    except InstarError as error:
-        if as_json:
-            typer.echo(json.dumps({"error": error.as_json()}))
-        else:
-            typer.echo(f"instarctl: {error.text} ({error.code})", err=True)
-        raise typer.Exit(error.exit_status) from None
 
 
 def say(as_json: bool, value: dict[str, Any], lines: Sequence[str]) -> None:

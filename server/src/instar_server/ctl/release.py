@@ -12,14 +12,15 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import typer
 from tuf.api.metadata import Root as RootMetadata
 
-from instar.core.errors import InputError
+from instar.core.errors import InputError, TrustError
 from instar.trust import bundle as bundles
+from instar_server.ctl import ids
+from instar_server.ctl.output import Options, connected, plain_errors, progress_bar, refuse
 from instar_server.ctl.papers import (
     AsJson,
     PassphraseFile,
     asker,
     in_days,
-    plain_errors,
     read,
     say,
     when,
@@ -199,22 +200,31 @@ def verify(document: Document, root: Root, as_json: AsJson = False) -> None:
     with plain_errors(as_json):
         data, trusted = read(document), read(root)
         state = offline.state(data, trusted)
+        try:
+            rules.check_signatures(
+                offline.parse_signable(data), rules.parse(trusted, RootMetadata).signed, str(root)
+            )
+        except TrustError as error:
+            if not as_json:
+                _say_state(document, state, as_json)
+            refuse(error, as_json, _told(document, state))
         _say_state(document, state, as_json)
-        rules.check_signatures(
-            offline.parse_signable(data), rules.parse(trusted, RootMetadata).signed, str(root)
-        )
 
 
 def _say_state(document: Path, state: Signed, as_json: bool) -> None:
     say(
         as_json,
-        {"document": str(document), **asdict(state)},
+        _told(document, state),
         [
             f"{document}: {state.role} version {state.version}, good until {when(state.expires)}",
             f"signed by {len(state.signed)} of the {state.threshold} that are needed: "
             + (" ".join(keyid[:12] for keyid in state.signed) or "nobody"),
         ],
     )
+
+
+def _told(document: Path, state: Signed) -> dict[str, Any]:
+    return {"document": str(document), **asdict(state)}
 
 
 Server = Annotated[str | None, typer.Option(help="https://host:port of the API.")]
@@ -224,6 +234,7 @@ Authority = Annotated[Path | None, typer.Option(help="CA certificate of the API.
 
 @app.command()
 def current(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for root.json and targets.json.")] = Path(),
     server: Server = None,
     token_file: TokenFile = None,
@@ -231,9 +242,7 @@ def current(
     as_json: AsJson = False,
 ) -> None:
     """Fetch the root and targets metadata that the server serves now."""
-    from instar_server.ctl.client import Client, find_access
-
-    with plain_errors(as_json), Client(find_access(server, token_file, ca)) as client:
+    with connected(context, Options(server, token_file, ca)) as client:
         names = ("root.json", "targets.json")
         for name in names:
             write(out / name, client.get_bytes(f"/trust/metadata/{name}"))
@@ -244,6 +253,7 @@ def current(
 
 @app.command()
 def publish(
+    context: typer.Context,
     document: Annotated[Path, typer.Argument(help="The signed targets metadata.")],
     archive: Annotated[
         list[Path] | None, typer.Option(help="Archives that it lists and the server lacks.")
@@ -257,9 +267,7 @@ def publish(
 
     Publishing twice is no error. Signed root metadata is published the same way.
     """
-    from instar_server.ctl.client import Client, find_access
-
-    with plain_errors(as_json), Client(find_access(server, token_file, ca)) as client:
+    with connected(context, Options(server, token_file, ca)) as client:
         published = upload(client, read(document), archive or [], quiet=as_json)
         lines = [f"{role} version {version}" for role, version in published.items()]
         say(as_json, {"published": published}, ["published:", *(f"  {line}" for line in lines)])
@@ -267,6 +275,7 @@ def publish(
 
 @app.command()
 def parcel(
+    context: typer.Context,
     version: Annotated[str, typer.Argument(help="A published version.")],
     out: Annotated[Path, typer.Option(help="Where to write it.")],
     recovery: Annotated[bool, typer.Option("--recovery", help="The recovery core of that version.")] = False,
@@ -276,11 +285,9 @@ def parcel(
     as_json: AsJson = False,
 ) -> None:
     """Fetch the parcel of a release: all that a node needs to install it without reaching the server."""
-    from instar_server.ctl.client import Client, find_access
-
-    with plain_errors(as_json), Client(find_access(server, token_file, ca)) as client:
+    with connected(context, Options(server, token_file, ca)) as client:
         kind = "recovery" if recovery else "node"
-        sha384 = client.download(f"/releases/{version}/parcel", out, kind=kind)
+        sha384 = client.download(f"/releases/{ids.version(version)}/parcel", out, kind=kind)
         length = out.stat().st_size
         say(
             as_json,
@@ -315,21 +322,11 @@ def listed_of(path: Path) -> Listed:
 
 
 def upload(client: Uploads, document: bytes, archives: list[Path], quiet: bool) -> dict[str, Any]:
-    """Upload blobs, then put the document; the versions that are served then. Shows a bar unless `quiet`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
+    """Upload blobs, then put the document; the versions that are served then. A bar for each unless `quiet`."""
     role = offline.parse_signable(document).signed.type
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        for path in archives:
-            listed = listed_of(path)
-            task = progress.add_task(path.name, total=listed.length)
-            client.upload(
-                f"/blobs/{listed.sha256}",
-                path,
-                lambda done, whole, task=task: progress.update(task, completed=done),
-            )
-            progress.update(task, completed=listed.length)
+    for path in archives:
+        listed = listed_of(path)
+        with progress_bar(path.name, quiet) as progress:
+            client.upload(f"/blobs/{listed.sha256}", path, progress)
     answer = client.put_bytes(f"/trust/{role}", document)
     return dict(answer)

@@ -38,7 +38,7 @@ def restart(
     as_json: AsJson = False,
 ) -> None:
     """Restart modules, or the agent with all its modules. Ends with 1 unless every node did it."""
-    with plain_errors():
+    with plain_errors(as_json):
         within_s = seconds(within)
         body = {
             "select": orders.select(node, group, all_, where), "modules": module or [],

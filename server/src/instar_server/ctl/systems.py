@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from instar.core.errors import InputError, ServerUnreachable
+from instar_server.ctl import ids
 from instar_server.ctl.client import Client
 from instar_server.ctl.nodes import NodeArgument
 from instar_server.ctl.output import AsJson, connected, plain_errors, show
@@ -46,13 +47,13 @@ def update_os(
     as_json: AsJson = False,
 ) -> None:
     """Install a system in a node's other slot, and activate it. The node goes back by itself if it does not come up."""
-    with plain_errors():
+    with plain_errors(as_json):
         within_s = seconds(within)
     body = {
         "bundle": bundle or None, "activation": activation or None, "override_cold_boot": override_cold_boot,
     }  # fmt: skip
     with connected(context) as client:
-        made = client.post(f"/nodes/{node}/update-os", body)
+        made = client.post(f"/nodes/{ids.node_id(node)}/update-os", body)
         if wait:
             made = _follow_one(client, node, made["id"], within_s, as_json)
     show(made, as_json, lambda: said_of(made))
@@ -63,7 +64,7 @@ def update_os(
 def cancel_os(context: typer.Context, node: NodeArgument, as_json: AsJson = False) -> None:
     """Take the open system update of a node back, as long as the node has not switched."""
     with connected(context) as client:
-        gone = client.delete(f"/nodes/{node}/update-os")
+        gone = client.delete(f"/nodes/{ids.node_id(node)}/update-os")
     begun = "; the node had begun, and may still finish" if gone["phase"] else ""
     show(gone, as_json, lambda: f"cancelled {gone['id']}, {gone['name']} {gone['version']}{begun}")
 
@@ -77,15 +78,15 @@ def system(
 ) -> None:
     """Both slots of a node, how it would boot, and its system updates. With --watch it ends with 1 unless the update
     that was open went well."""
-    with plain_errors():
+    with plain_errors(as_json):
         within_s = seconds(within)
     update: dict[str, Any] | None = None
     with connected(context) as client:
-        found = client.get(f"/nodes/{node}/system")
+        found = client.get(f"/nodes/{ids.node_id(node)}/system")
         open_ = [each for each in found["updates"] if each["state"] == "open"]
         if watch and open_:
             update = _follow_one(client, node, open_[0]["id"], within_s, as_json)
-            found = client.get(f"/nodes/{node}/system")
+            found = client.get(f"/nodes/{ids.node_id(node)}/system")
     show(found, as_json, lambda: tables(found))
     if update is not None and update["outcome"] not in GOOD:
         _explain(update, within)
@@ -102,15 +103,15 @@ def cold_boot(
     as_json: AsJson = False,
 ) -> None:
     """Have a node prove that its firmware starts the system that runs: it reboots, and falls back if that is not so."""
-    with plain_errors():
+    with plain_errors(as_json):
         if sum((at is not None, in_ is not None, cancel)) > 1:
             raise InputError("bad-options", "cannot tell when: expected one of --at, --in and --cancel")
         moment = _moment(at, in_)
     with connected(context) as client:
         if cancel:
-            done = client.delete(f"/nodes/{node}/cold-boot")
+            done = client.delete(f"/nodes/{ids.node_id(node)}/cold-boot")
         else:
-            done = client.post(f"/nodes/{node}/cold-boot", {"at": moment})
+            done = client.post(f"/nodes/{ids.node_id(node)}/cold-boot", {"at": moment})
     said = "no cold boot is wanted any more" if cancel else f"a cold boot is wanted {on(done['at'])}"
     show(done, as_json, lambda: f"{said} of {node}")
 
@@ -137,10 +138,10 @@ def _follow_one(client: Client, node: str, id_: str, within_s: float, quiet: boo
     """The update once it has ended, or as it is after `within_s` seconds. On stderr a bar, and each phase."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     until, said = time.monotonic() + within_s, ""
-    update = _one(client.get(f"/nodes/{node}/system"), id_)
+    update = _one(client.get(f"/nodes/{ids.node_id(node)}/system"), id_)
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task("", total=None)
-        for view in client.follow(f"/nodes/{node}/system/events", until):
+        for view in client.follow(f"/nodes/{ids.node_id(node)}/system/events", until):
             if view is None:
                 continue
             update = _one(view, id_)

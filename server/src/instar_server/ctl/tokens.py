@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from instar.core.errors import InputError
+from instar_server.ctl import ids
 from instar_server.ctl.output import AsJson, connected, make_table, plain_errors, show, when
 
 app = typer.Typer(no_args_is_help=True)
@@ -37,7 +38,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make an enrolment token. It is shown this once."""
-    with plain_errors():
+    with plain_errors(as_json):
         lifetime_s = seconds(lifetime)
     with connected(context) as client:
         body = {"group": group, "uses": uses, "lifetime_s": lifetime_s, "label": label}
@@ -63,7 +64,7 @@ def revoke(
 ) -> None:
     """Nobody enrols with this token any more."""
     with connected(context) as client:
-        done = client.delete(f"/tokens/{token}")
+        done = client.delete(f"/tokens/{ids.token_id(token)}")
     show(done, as_json, lambda: f"deleted token {token}")
 
 
@@ -95,5 +96,5 @@ def revoke_api(
 ) -> None:
     """This API token is of no use any more."""
     with connected(context) as client:
-        done = client.delete(f"/api-tokens/{token}")
+        done = client.delete(f"/api-tokens/{ids.token_id(token, 'api-tokens list')}")
     show(done, as_json, lambda: f"deleted API token {token}")

@@ -6,12 +6,12 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from instar_server.ctl import ids
 from instar_server.ctl.client import Client
 from instar_server.ctl.nodes import NodeArgument
-from instar_server.ctl.output import AsJson, connected, make_table, plain_errors, short, show, when
+from instar_server.ctl.output import AsJson, connected, console, make_table, plain_errors, short, show, when
 from instar_server.ctl.tokens import seconds
 
 GOOD = frozenset({"received", "not-needed", "done"})
@@ -28,10 +28,10 @@ def transfer(
     as_json: AsJson = False,
 ) -> None:
     """What is being sent to a node, or was last. With --watch it ends with 1 unless all went well."""
-    with plain_errors():
+    with plain_errors(as_json):
         within_s = seconds(within)
     with connected(context) as client:
-        found = client.get(f"/nodes/{node}/transfer")
+        found = client.get(f"/nodes/{ids.node_id(node)}/transfer")
         if watch and found["ended"] is None and found["state"] != "none":
             found = _follow(client, node, "", within_s, as_json)
     show(found, as_json, lambda: _table(found))
@@ -52,11 +52,11 @@ def recover(
 ) -> None:
     """Have a release installed by a recovery core, for a node whose own update code is broken. Ends with 1 when
     it was waited for and did not go well."""
-    with plain_errors():
+    with plain_errors(as_json):
         within_s = seconds(within)
     body: dict[str, Any] = {"version": version} | ({"lines": line} if line else {})
     with connected(context) as client:
-        found = client.post(f"/nodes/{node}/recover", body)
+        found = client.post(f"/nodes/{ids.node_id(node)}/recover", body)
         if wait:
             found = _follow(client, node, found["began"], within_s, as_json)
     show(found, as_json, lambda: _table(found))
@@ -66,13 +66,13 @@ def recover(
 
 def _follow(client: Client, node: str, began: Any, within_s: float, quiet: bool) -> dict[str, Any]:
     """The transfer once it has ended, or as it is after `within_s` seconds. Each change is a line on stderr."""
-    shown, until = Console(stderr=True, quiet=quiet), time.monotonic() + within_s
-    said, last = "", dict(client.get(f"/nodes/{node}/transfer"))
-    for event in client.follow(f"/nodes/{node}/transfer/events", until):
+    shown, until = console(stderr=True), time.monotonic() + within_s
+    said, last = "", dict(client.get(f"/nodes/{ids.node_id(node)}/transfer"))
+    for event in client.follow(f"/nodes/{ids.node_id(node)}/transfer/events", until):
         if event is None:
             continue
         last, line = event, _line(event)
-        if line != said:
+        if line != said and not quiet:
             shown.print(line, markup=False, highlight=False)
             said = line
         if event["ended"] is not None and (not began or event["began"] >= began):

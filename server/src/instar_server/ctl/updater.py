@@ -12,8 +12,9 @@ import typer
 
 from instar.core.errors import InputError, ReleaseError, ServerUnreachable
 from instar.core.system import LINE as SYSTEM
+from instar_server.ctl import ids
 from instar_server.ctl.operators import CA, CERTIFICATE, KEY
-from instar_server.ctl.output import AsJson, make_table, plain_errors, progress_bar, short, show, when
+from instar_server.ctl.output import AsJson, make_table, plain_errors, progress_bar, refuse, short, show, when
 from instar_server.ctl.tokens import seconds
 from instar_server.ctl.updater_client import BACK_WITHIN_S, Papers, Updater
 
@@ -36,6 +37,7 @@ STARTED_S = 15.0  # for an ordered rollback to have a name
 def updater_of(
     address: str, node: str, cert: Path | None, key: Path | None, ca: Path | None, folder: Path | None
 ) -> Updater:
+    ids.node_id(node)
     if folder is not None:
         cert, key, ca = cert or folder / CERTIFICATE, key or folder / KEY, ca or folder / CA
     if cert is None or key is None or ca is None:
@@ -49,7 +51,7 @@ def health(
     operator: Folder = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Which updater this is, and what it does now."""
-    with plain_errors():
+    with plain_errors(as_json):
         found = updater_of(address, node, cert, key, ca, operator).call("GET", "/v1/health")
     held = ", ".join(f"{line} on {hold['version']}" for line, hold in found["held"].items())
     lines = [
@@ -66,7 +68,7 @@ def releases(
     operator: Folder = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """The releases on the node: what runs, what a rollback goes to."""
-    with plain_errors():
+    with plain_errors(as_json):
         found = updater_of(address, node, cert, key, ca, operator).call("GET", "/v1/releases")
     rows = [
         (
@@ -94,7 +96,7 @@ def transactions(
     limit: Annotated[int, typer.Option(min=1, max=50, help="The newest so many.")] = 20,
 ) -> None:  # fmt: skip
     """What happened on the node, newest first."""
-    with plain_errors():
+    with plain_errors(as_json):
         updater = updater_of(address, node, cert, key, ca, operator)
         found = updater.call("GET", f"/v1/transactions?limit={limit}")
     rows = [
@@ -115,7 +117,7 @@ def push(
     operator: Folder = None, wait: Wait = "10m", as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Install a release from its parcel. Ends with 0 when the node keeps it, else with why it went back."""
-    with plain_errors():
+    with plain_errors(as_json):
         wait_s = seconds(wait)
         updater = updater_of(address, node, cert, key, ca, operator)
         with progress_bar(parcel.name, quiet=as_json) as progress:
@@ -123,7 +125,7 @@ def push(
         last = follow_to_end(updater.follow(made["tx"]), wait_s, quiet=as_json)
         if last["state"] == "confirmed" and line == "updater":
             updater.comes_back(made["digest"])
-        _finish(last, as_json)
+        finish(last, as_json)
 
 
 @app.command()
@@ -134,7 +136,7 @@ def rollback(
     operator: Folder = None, wait: Wait = "10m", as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Go back to the previous release."""
-    with plain_errors():
+    with plain_errors(as_json):
         wait_s = seconds(wait)
         updater = updater_of(address, node, cert, key, ca, operator)
         before = {t["tx"] for t in updater.call("GET", "/v1/transactions?limit=50")["transactions"]}
@@ -144,7 +146,7 @@ def rollback(
         last = follow_to_end(updater.follow(tx, away_s), wait_s, quiet=as_json)
         if last["state"] == "confirmed" and line == "updater":
             updater.comes_back(made["digest"])
-        _finish(last, as_json)
+        finish(last, as_json)
 
 
 def _new_rollback(updater: Updater, line: str, before: set[str]) -> str:
@@ -164,7 +166,7 @@ def look(
     operator: Folder = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Have the node ask its server now what is wanted."""
-    with plain_errors():
+    with plain_errors(as_json):
         found = updater_of(address, node, cert, key, ca, operator).call("POST", "/v1/look", {})
     show(found, as_json, lambda: "it looks")
 
@@ -177,11 +179,12 @@ def watch(
     operator: Folder = None, wait: Wait = "10m", as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Follow a transaction to its end. Ends with 0 when it was confirmed."""
-    with plain_errors():
+    with plain_errors(as_json):
         wait_s = seconds(wait)
+        named = ids.transaction_id(tx) if tx is not None else ""
         updater = updater_of(address, node, cert, key, ca, operator)
-        last = follow_to_end(updater.follow(tx or _current(updater)), wait_s, quiet=as_json)
-        _finish(last, as_json)
+        last = follow_to_end(updater.follow(named or _current(updater)), wait_s, quiet=as_json)
+        finish(last, as_json)
 
 
 def _current(updater: Updater) -> str:
@@ -218,22 +221,19 @@ def _where(shown: dict[str, Any]) -> str:
     return str(shown["state"]) + phase + (f" {size['done']} of {size['total']} bytes" if size else "")
 
 
-def _finish(last: dict[str, Any], as_json: bool) -> None:
-    """Raises ReleaseError with the reason unless it was confirmed; both probes are shown then."""
+def finish(last: dict[str, Any], as_json: bool) -> None:
+    """Ends with a ReleaseError's status and the reason unless it was confirmed; both probes are shown then."""
     if last["state"] == "confirmed":
         text = f"{last['line']} runs {last['version']} ({short(last['digest'])})"
         show(last, as_json, lambda: text)
         return
-    if as_json:
-        show(last, True, lambda: "")
-    else:
+    if not as_json:
         for part in ("candidate", "restored"):
             for words in _probe(part, (last["probes"] or {}).get(part)):
                 typer.echo(words, err=True)
     reason = last["reason"] or {"code": "reverted", "text": "it gave no reason"}
-    raise ReleaseError(
-        str(reason["code"]), f"{last['line']} went back to {last['from_version']}: {reason['text']}"
-    )
+    text = f"{last['line']} went back to {last['from_version']}: {reason['text']}"
+    refuse(ReleaseError(str(reason["code"]), text), as_json, last)
 
 
 def _probe(part: str, probe: dict[str, Any] | None) -> Iterator[str]:

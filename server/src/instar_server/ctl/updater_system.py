@@ -47,7 +47,7 @@ def update_os(
         "activation": activation or None,
         "override_cold_boot": override_cold_boot,
     }
-    with plain_errors():
+    with plain_errors(as_json):
         within_s = seconds(within)
         updater = updater_of(address, node, cert, key, ca, operator)
         made = updater.call(
@@ -82,7 +82,7 @@ def system(
     operator: Folder = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Both slots of the node, how it would boot, and what is under way."""
-    with plain_errors():
+    with plain_errors(as_json):
         found = updater_of(address, node, cert, key, ca, operator).call("GET", "/v1/system")
     show(found, as_json, lambda: Group(*_tables(found)))
 

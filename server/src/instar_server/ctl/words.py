@@ -23,9 +23,11 @@ Jobs and restarts go out at once, and their answers come back: 'job run' runs a 
 meant, 'restart' restarts modules or agents.
 
 A command ends with 0, or with one line on stderr and 2 (your words), 3 (a signature or a history is not what
-it should be), 4 (this machine), 5 (the server cannot be reached) or 6 (the server said no). With --json it
-prints JSON. The server is found by --server, --token and --ca, else by INSTARCTL_SERVER,
-INSTARCTL_TOKEN_FILE and INSTARCTL_CA, else by what 'login' wrote.
+it should be), 4 (this machine), 5 (the server cannot be reached) or 6 (the server said no). What is waited for
+and did not go well ends with 1 ('job run', 'restart', '--wait', '--watch'), a release that a node refused or
+went back from with 7 ('updater push'). With --json it prints JSON, errors too, on stdout. The server is found by
+--server, --token and --ca, else by INSTARCTL_SERVER, INSTARCTL_TOKEN_FILE and INSTARCTL_CA, else by what 'login'
+wrote.
 """)
 
 
@@ -35,7 +37,7 @@ FIRST_DAY = steps(
     "$ instarctl login --server https://fleet.example.org:8444 --token DATA/admin.token --ca DATA/ca/ca.pem",
     "$ instarctl status",
     "2. Publish a release; 'instarctl release --help' tells who signs it, and how.",
-    "$ instarctl release publish targets.json --archive node-1.0.0.tar.gz",
+    "$ instarctl release publish targets.json --archive instar-1.0.0.tar.gz",
     "3. Let ten machines into the group web: a token, and with it the one file that installs a node.",
     "$ instarctl tokens create --group web --uses 10 --lifetime 2d",
     "$ instarctl program download --token TOKEN --out instar.pyz",
