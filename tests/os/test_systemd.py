@@ -173,6 +173,8 @@ def test_state_folder_that_unit_files_need_quoted(node: OsNode) -> None:
         said = node.container.do("python3", PROGRAM, "status", "--json", "--state", state)
         return all(line["answers"] for line in json.loads(said)["lines"].values())
 
-    machine.wait_for(answer, "both that answer", 20.0, node.words)  # `install` waits for processes, not for words
+    machine.wait_for(
+        answer, "both that answer", 20.0, node.words
+    )  # `install` waits for processes, not for words
     node.container.do("python3", PROGRAM, "uninstall", "--state", state)
     assert not any(state in " ".join(seen.words) for seen in node.container.processes())

@@ -143,6 +143,22 @@ async def test_what_went_wrong_says_why_and_the_way_out(
     assert way in out
 
 
+async def test_a_nodes_words_rule_no_terminal_and_are_no_markup(own: World, node: Node) -> None:
+    words = "\x1b]0;pwned\x07\x1b[2J\x9b2J see [os] in [/etc/instar]"
+    waiting = await follow(own, node, *update(node.id, "--wait"))
+    g = (await told(node))["generation"]
+    await asyncio.to_thread(say, node, "t", g, "offered", "reverted", reason={"code": "odd", "text": words})
+    ended = await waiting
+    shown = [
+        await asyncio.to_thread(ctl, own, *what, node.id)
+        for what in (("node", "system"), ("nodes", "history"))
+    ]
+    for done, status in ((ended, 1), *((each, 0) for each in shown)):
+        assert done.exit_code == status, done.stderr
+        assert "[/etc/instar]" in done.stdout
+        assert not set("\x1b\x07\x9b") & set(done.stdout + done.stderr)
+
+
 async def test_waiting_ends_and_goes_on_after_a_cut(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = {"api_port": one.getsockname()[1], "gateway_port": other.getsockname()[1]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 WIDEST = 100_000  # characters: of a console that is no terminal, so that nothing is cut or wrapped there
 # Columns of ids and states, which people copy and programs look for: never cut, never broken.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 and C1 without tab and newline
 WHOLE = frozenset({"node", "state", "token", "order", "transaction", "update", "phase", "slot", "name"})
 
 
@@ -61,7 +63,7 @@ def tell_error(
     if as_json:
         typer.echo(json.dumps({**(shown or {}), "error": error.as_json()}))
     else:
-        typer.echo(f"instarctl: {error.text}" + (f" [{error.code}]" if with_code else ""), err=True)
+        typer.echo(plain(f"instarctl: {error.text}" + (f" [{error.code}]" if with_code else "")), err=True)
 
 
 def refuse(error: InstarError, as_json: bool, shown: Mapping[str, Any] | None = None) -> NoReturn:
@@ -91,6 +93,11 @@ def connected(context: typer.Context, own: Options | None = None) -> Iterator[Cl
         yield client
 
 
+def plain(text: str) -> str:
+    """Without control characters: what a node says must not clear, name or write over an operator's terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def show(data: Any, as_json: bool, table: Callable[[], RenderableType]) -> None:
     """Print `data` as JSON, or what `table` makes."""
     if as_json:
@@ -103,7 +110,7 @@ def print_whole(what: RenderableType) -> None:
     """On standard output: text as it is, for there may be brackets or a long path in it; a table, if it cannot be
     narrower than the terminal, wider than that."""
     if isinstance(what, str):
-        typer.echo(what)
+        typer.echo(plain(what))
     else:
         console().print(what, crop=False)
 
@@ -121,7 +128,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str
     """A table that cuts nothing: ids and states stay on one line, all else is folded where there is no room."""
     # As it is: what nodes and people wrote is no markup.
     cells = [
-        [cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row]
+        [cell if isinstance(cell, Text) else Text("" if cell is None else plain(str(cell))) for cell in row]
         for row in rows
     ]
     table = WholeTable(title=title or None, title_justify="left")

@@ -26,6 +26,8 @@ WAYS_OUT = {
     "the same order again tries it anew",
     "left": "it was confirmed, and the node has left it since; it is in quarantine for now; "
     "the same order again tries it anew",
+    "lapsed": "see that the node is connected, and give the same order again",
+    "revoked": "a revoked node is not served any more; its machine can enrol anew",
     "unknown-slot": "the node does not run from one of its slots: look at its disk and at [os] in its config.toml",
 }
 USUAL_WAY_OUT = "'instarctl nodes history {node}' says what happened; the same order again tries it anew"
@@ -76,7 +78,7 @@ def tables(view: dict[str, Any]) -> Group:
         *(("drift", each) for each in boot["drift"]),
         ("cannot", f"{view['error']['code']}: {view['error']['text']}" if view["error"] else ""),
         ("under way", _under_way(update) if update else ""),
-        ("cold boot", f"wanted {on(cold['at'])}" if cold else ""),
+        ("cold boot", f"{'missed, wanted' if cold['missed'] else 'wanted'} {on(cold['at'])}" if cold else ""),
     ]
     head = make_table(("node", view["node"]), [row for row in rows if row[1]])
     if not view["slots"]:

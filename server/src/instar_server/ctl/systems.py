@@ -16,7 +16,7 @@ from instar.core.errors import InputError, ServerUnreachable
 from instar_server.ctl import ids
 from instar_server.ctl.client import Client
 from instar_server.ctl.nodes import NodeArgument
-from instar_server.ctl.output import AsJson, connected, plain_errors, show
+from instar_server.ctl.output import AsJson, connected, plain, plain_errors, show
 from instar_server.ctl.system_words import explanation, line_of, on, said_of, tables
 from instar_server.ctl.tokens import seconds
 
@@ -55,7 +55,7 @@ def update_os(
     with connected(context) as client:
         made = client.post(f"/nodes/{ids.node_id(node)}/update-os", body)
         if wait:
-            made = _follow_one(client, node, made["id"], within_s, as_json)
+            made = _follow_one(client, made, within_s, as_json)
     show(made, as_json, lambda: said_of(made))
     if wait and made["outcome"] not in GOOD:
         _explain(made, within)
@@ -85,8 +85,9 @@ def system(
         found = client.get(f"/nodes/{ids.node_id(node)}/system")
         open_ = [each for each in found["updates"] if each["state"] == "open"]
         if watch and open_:
-            update = _follow_one(client, node, open_[0]["id"], within_s, as_json)
-            found = client.get(f"/nodes/{ids.node_id(node)}/system")
+            update = _follow_one(client, open_[0], within_s, as_json)
+            with contextlib.suppress(ServerUnreachable):  # the update has been seen to its end all the same
+                found = client.get(f"/nodes/{ids.node_id(node)}/system")
     show(found, as_json, lambda: tables(found))
     if update is not None and update["outcome"] not in GOOD:
         _explain(update, within)
@@ -134,20 +135,19 @@ def _moment(at: str | None, in_: str | None) -> float | None:
 # ---- following one update
 
 
-def _follow_one(client: Client, node: str, id_: str, within_s: float, quiet: bool) -> dict[str, Any]:
+def _follow_one(client: Client, update: dict[str, Any], within_s: float, quiet: bool) -> dict[str, Any]:
     """The update once it has ended, or as it is after `within_s` seconds. On stderr a bar, and each phase."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     until, said = time.monotonic() + within_s, ""
-    update = _one(client.get(f"/nodes/{ids.node_id(node)}/system"), id_)
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task("", total=None)
-        for view in client.follow(f"/nodes/{ids.node_id(node)}/system/events", until):
+        for view in client.follow(f"/nodes/{update['node']}/system/events", until):
             if view is None:
                 continue
-            update = _one(view, id_)
+            update = _one(view, update["id"])
             at = view["update"] or {}
             step = str(at.get("step", "")) if at.get("generation") == update["generation"] else ""
-            line = line_of(update, step)
+            line = plain(line_of(update, step))
             if line != said and not quiet:
                 progress.console.print(line, markup=False, highlight=False)
                 said = line
@@ -182,5 +182,5 @@ def _one(view: dict[str, Any], id_: str) -> dict[str, Any]:
 def _explain(update: dict[str, Any], within: str) -> None:
     """One line on stderr with the reason, one with the way out; and exit."""
     for line in explanation(update, within):
-        typer.echo(line, err=True)
+        typer.echo(plain(line), err=True)
     raise typer.Exit(NOT_WELL)

@@ -31,7 +31,9 @@ def seconds(text: str) -> float:
 @app.command("create")
 def create(
     context: typer.Context,
-    group: Annotated[str, typer.Option(help="Nodes enrol into this group.")] = "default",
+    group: Annotated[
+        str, typer.Option(help="Nodes enrol into this group; made if there is none.")
+    ] = "default",
     uses: Annotated[int, typer.Option(help="So many machines may enrol.")] = 1,
     lifetime: Annotated[str, typer.Option(help="Like 30m, 12h, 7d.")] = "1d",
     label: Label = "",
@@ -43,6 +45,8 @@ def create(
     with connected(context) as client:
         body = {"group": group, "uses": uses, "lifetime_s": lifetime_s, "label": label}
         made = client.post("/tokens", body)
+    if made["group_made"] and not as_json:
+        typer.echo(f"group {group} was made", err=True)  # which also shows a name that was mistyped
     show(made, as_json, lambda: str(made["token"]))
 
 
