@@ -83,15 +83,21 @@ class Machine:
     # --- what systemd-boot does
 
     def boot_by_loader(self) -> str:
-        """One start by the loader: the entry to try once, else the default, else any other; tries are counted."""
-        once = (self.loader_variables.read("LoaderEntryOneShot") or b"").decode("utf-16-le").rstrip("\0")
+        """One start by the loader: the entry to try once, else its own default, else that of its settings, else any
+        other; tries are counted."""
+        once, own = (
+            (self.loader_variables.read(f"LoaderEntry{name}") or b"").decode("utf-16-le").rstrip("\0")
+            for name in ("OneShot", "Default")
+        )
         self.loader_variables.delete("LoaderEntryOneShot")
         settings = (self.esp / "loader/loader.conf").read_text().splitlines()
         default = next((line.split()[1] for line in settings if line.startswith("default ")), "")
         found = {match[1]: (path, match) for path in sorted((self.esp / "EFI/Linux").iterdir())
                  if (match := NAME.fullmatch(path.name))}  # fmt: skip
         # By the whole name, with its numbers, as loaders up to systemd 258 do it.
-        wanted = [slot for name in (once, default) for slot in found if fnmatch(found[slot][0].name, name)]
+        wanted = [
+            slot for name in (once, own, default) for slot in found if fnmatch(found[slot][0].name, name)
+        ]
         good = [slot for slot in found if found[slot][1][2] != "0"]
         for slot in [slot for slot in wanted if slot in good] + sorted(good) + sorted(found):
             path, match = found[slot]

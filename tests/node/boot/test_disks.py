@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from instar.core.errors import InputError, MachineError
 from instar.host import gpt
 from instar.host.boot import esp
+from instar.host.boot.finding import find_slots
 from instar.host.boot.kexec import command_line
 from instar.host.boot.running import running
 from instar.host.boot.slots import Slot
@@ -85,6 +86,20 @@ def test_no_disk_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, dat
     path.write_bytes(b"EFI PART".join([bytes(512), data]))
     with pytest.raises(MachineError):
         gpt.partitions(path)
+
+
+def test_table_that_lies_beyond_any_disk_is_refused(tmp_path: Path) -> None:
+    """Its checksum is good: it was made so."""
+    path, data = tmp_path / "disk", bytearray(disk())
+    fields = list(gpt.HEADER.unpack_from(data, 512))
+    fields[3], fields[10] = 0, 1 << 62
+    header = bytearray(gpt.HEADER.pack(*fields))
+    struct.pack_into("<I", header, 16, zlib.crc32(header))
+    data[512 : 512 + len(header)] = header
+    path.write_bytes(data)
+    with pytest.raises(MachineError, match="where no disk ends") as error:
+        find_slots(path, NAMES[1:])
+    assert error.value.code == "no-gpt"
 
 
 # --- kernel images
@@ -293,6 +308,23 @@ def test_room_for_two_images_and_a_temporary_one_is_asked_first(tmp_path: Path) 
     with pytest.raises(MachineError, match="expected an EFI system partition of") as error:
         esp.check_room(tmp_path, total // 2)
     assert error.value.code == "esp-full"
+
+
+def test_partition_that_is_read_only_is_refused_first() -> None:
+    esp_there = read_only()
+    with pytest.raises(MachineError, match="is read-only") as error:
+        esp.check_room(esp_there, 0, 0)
+    assert error.value.code == "mounted-read-only"
+
+
+def read_only() -> Path:
+    """A file system here that is mounted so; skips where there is none."""
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for place in places:
+        with contextlib.suppress(OSError):
+            if os.statvfs(place).f_flag & os.ST_RDONLY:
+                return Path(place)
+    pytest.skip("no file system here is mounted read-only")
 
 
 # --- the running slot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 from collections.abc import Callable
 from itertools import count
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from instar.core.errors import MachineError
-from instar.host.boot.firmware import FALLBACK
+from instar.host.boot.firmware import FALLBACK, Firmware, fallback
 from instar.host.boot.loadoption import HardDrive, LoadOption, encode, order, order_bytes
 from tests.node.boot.played import DRIVE, Machine, crashed_at_every_line
 
@@ -142,6 +143,21 @@ def test_fallback_image_is_always_the_preferred_slots(machine: Machine) -> None:
     assert (machine.esp / FALLBACK).read_bytes() == machine.firmware.kernel("a").read_bytes()
     machine.firmware.prefer("b")
     assert (machine.esp / FALLBACK).read_bytes() == machine.firmware.kernel("b").read_bytes()
+
+
+def test_fallback_image_has_the_name_that_the_machines_firmware_looks_for() -> None:
+    assert fallback("x86_64") == "EFI/BOOT/BOOTX64.EFI"
+    assert fallback("aarch64") == "EFI/BOOT/BOOTAA64.EFI"
+    assert fallback(platform.machine()) == FALLBACK
+
+
+def test_partition_that_cannot_be_read_is_told(machine: Machine) -> None:
+    unreadable = machine.esp / ("x" * 300)  # a name that no file system takes
+    firmware = Firmware(machine.variables, unreadable, DRIVE, machine.memory)
+    for act in (firmware.state, firmware.repair, lambda: firmware.prepare("a")):
+        with pytest.raises(MachineError) as error:
+            act()
+        assert error.value.code == "disk-failed"
 
 
 def test_full_store_changes_nothing(machine: Machine, tmp_path: Path) -> None:

@@ -15,16 +15,25 @@ MARK = "roothash="
 
 
 class Image:
-    """One version: a root, a kernel that names its hash, both in a bundle. `size` of the root in bytes."""
+    """One version: a root, a kernel that names its hash, both in a bundle. `size` of the root in bytes; `initrd` is
+    in the kernel image."""
 
-    def __init__(self, folder: Path, version: str, seed: int, size: int = 240 << 10, **about: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        version: str,
+        seed: int,
+        size: int = 240 << 10,
+        initrd: bytes = b"i" * 5000,
+        **about: object,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.version = version
         same = size * 5 // 6
         self.root = random.Random(1).randbytes(same) + random.Random(seed).randbytes(size - same)
         self.hash = hashlib.sha256(self.root).hexdigest()
         line = f"quiet {MARK}{self.hash}"
-        self.kernel = kernel_image({".linux": b"k" * 5000, ".initrd": b"i" * 5000, ".cmdline": line.encode()})
+        self.kernel = kernel_image({".linux": b"k" * 5000, ".initrd": initrd, ".cmdline": line.encode()})
         root, kernel, self.bundle = (folder / f"{version}.{kind}" for kind in ("root", "kernel", "bundle"))
         root.write_bytes(self.root)
         kernel.write_bytes(self.kernel)

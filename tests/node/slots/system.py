@@ -204,8 +204,12 @@ class System:
         return self.esp / FALLBACK if _whole(self.esp / FALLBACK) else None
 
     def _by_loader(self) -> Path | None:
-        """systemd-boot: the entry to try once, else the default, else another; tries that are left are counted."""
-        once = (self.loader_variables.read("LoaderEntryOneShot") or b"").decode("utf-16-le").rstrip("\0")
+        """systemd-boot: the entry to try once, else its own default, else that of its settings, else another; tries
+        that are left are counted."""
+        once, own = (
+            (self.loader_variables.read(f"LoaderEntry{name}") or b"").decode("utf-16-le").rstrip("\0")
+            for name in ("OneShot", "Default")
+        )
         self.loader_variables.delete("LoaderEntryOneShot")
         settings = (self.esp / SETTINGS).read_text().splitlines()
         default = next((line.split()[1] for line in settings if line.startswith("default ")), "")
@@ -213,7 +217,9 @@ class System:
                  if (match := NAME.fullmatch(path.name)) and _whole(path)}  # fmt: skip
         good = [slot for slot in sorted(found) if found[slot][1][2] != "0"]
         # By the whole name, with its numbers, as loaders up to systemd 258 do it.
-        wanted = [slot for name in (once, default) for slot in good if fnmatch(found[slot][0].name, name)]
+        wanted = [
+            slot for name in (once, own, default) for slot in good if fnmatch(found[slot][0].name, name)
+        ]
         for slot in [*wanted, *good, *sorted(found)]:
             path, match = found[slot]
             if match[2] is None or int(match[2]) == 0:

@@ -16,6 +16,7 @@ from instar.engine.driver import drive
 from instar.engine.target import Failed, NotNow
 from instar.host.records import read_quarantine
 from instar.targets.kit import TrustedTarget
+from tests.node.boot.test_disks import read_only
 from tests.node.slots.images import Image
 from tests.node.slots.system import System, reason
 from tests.node.world import Quiet
@@ -150,6 +151,11 @@ def test_file_that_is_no_bundle(system: System) -> None:
 def test_partition_without_room_for_the_images(system: System) -> None:
     system.room = Path("/proc")  # no bytes at all
     refused(system, "esp-full")
+
+
+def test_partition_that_is_read_only(system: System) -> None:
+    system.room = read_only()
+    refused(system, "mounted-read-only")
 
 
 def test_running_slot_that_has_no_kernel_image_to_come_back_to(system: System) -> None:

@@ -10,6 +10,7 @@ from instar.core.errors import MachineError
 from instar.core.transaction import State
 from instar.host.records import read_quarantine
 from instar.targets.slots.records import write_records
+from tests.node.slots.images import Image
 from tests.node.slots.system import System, reason
 
 
@@ -266,3 +267,15 @@ def test_records_that_cannot_be_read_are_set_aside(system: System) -> None:
     path.write_text("{")
     assert system.update().state is State.CONFIRMED
     assert path.with_suffix(".unreadable").exists()
+
+
+def test_loaders_own_default_does_not_undo_an_update(memory: Path, images: tuple[Image, ...]) -> None:
+    """Somebody chose the old slot in the loader's menu, for good."""
+    system = System(memory / "s", images[0], images[1], "counting")
+    system.power_on()
+    system.loader_variables.write("LoaderEntryDefault", "instar-a.efi\0".encode("utf-16-le"))
+    assert system.update().state is State.CONFIRMED
+    system.power_on()
+    system.start()
+    assert (system.version, system.boot.state().order, system.boot.state().drift) == ("1.1.0", ("b", "a"), ())
+    system.close()

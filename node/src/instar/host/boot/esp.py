@@ -38,12 +38,14 @@ FIBMAP = 1  # linux/fs.h: where on the disk a file's block lies
 def check_room(esp: Path, image: int, copies: int = 1, freed: int = 0) -> None:
     """See that `copies` more images of `image` bytes fit beside those of both slots, once `freed` bytes have gone.
 
-    Raises MachineError `esp-full` before anything is written.
+    Raises MachineError `esp-full`, `mounted-read-only` before anything is written.
     """
     try:
         found = os.statvfs(esp)
     except OSError as error:
         raise failed("look at", esp, error) from error
+    if found.f_flag & os.ST_RDONLY:  # a damaged one is made so by the kernel, too
+        raise MachineError("mounted-read-only", f"cannot install: the file system of {esp} is read-only")
     total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize + freed
     needed = (2 + copies) * image + RESERVE
     if total < needed:
@@ -90,7 +92,7 @@ def place(source: BinaryIO, size: int, sha256: str, path: Path, disk: Disk = DIS
 
 def write_small(path: Path, data: bytes, disk: Disk = DISK) -> bool:
     """A small file (a loader's settings), by the same order; False when it held `data` already."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # one that cannot be read is replaced
         if path.read_bytes() == data:
             return False
     make_folder(path.parent, 0o755, disk)

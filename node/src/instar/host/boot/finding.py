@@ -31,7 +31,7 @@ def find(
 ) -> Found:
     """The slots are the partitions `names` of `disk`, a device or an image file; `esp` is where its EFI system
     partition is mounted. Raises MachineError `no-gpt`, `no-partition`, `no-variables`, `disk-failed`."""
-    partitions = gpt.partitions(disk)
+    partitions = _partitions(disk)
     return Found(find_slots(disk, names, partitions), _boot(partitions, disk, esp, memory, efivars, files))
 
 
@@ -39,10 +39,18 @@ def find_slots(
     disk: Path, names: tuple[str, str], partitions: list[gpt.Partition] | None = None
 ) -> dict[str, Slot]:
     """The slots alone. Raises MachineError `no-gpt`, `no-partition`, `disk-failed`; OSError."""
-    found = gpt.partitions(disk) if partitions is None else partitions
+    found = _partitions(disk) if partitions is None else partitions
     return {
         slot: _slot(disk, slot, gpt.named(found, name, disk)) for slot, name in zip(NAMES, names, strict=True)
     }
+
+
+def _partitions(disk: Path) -> list[gpt.Partition]:
+    try:
+        return gpt.partitions(disk)
+    except OverflowError:  # good checksums, and a place that no disk has
+        text = f"cannot find partitions on {disk}: its table lies where no disk ends"
+        raise MachineError("no-gpt", text) from None
 
 
 def _slot(disk: Path, name: str, partition: gpt.Partition) -> Slot:

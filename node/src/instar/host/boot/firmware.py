@@ -8,6 +8,7 @@ that firmware falls back to when it has lost everything (EFI/BOOT) is always tha
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from instar.core.errors import InputError, MachineError
@@ -15,13 +16,20 @@ from instar.host.boot import esp as esps
 from instar.host.boot.efivars import Variables
 from instar.host.boot.loadoption import HardDrive, LoadOption, decode, encode, order, order_bytes
 from instar.host.boot.slots import NAMES, BootState, other
-from instar.host.files import DISK, Disk
+from instar.host.files import DISK, Disk, failed
 from instar.host.points import reach
 
 FOLDER = "EFI/instar"
-FALLBACK = "EFI/BOOT/BOOTX64.EFI"
 DESCRIPTION = "Instar slot "
 HIGHEST = 0xFFFF
+
+
+def fallback(machine: str) -> str:
+    """What firmware that has lost all entries starts, on a machine as `uname -m` says it: UEFI 2.10, 3.5.1.1."""
+    return f"EFI/BOOT/BOOT{'AA64' if machine == 'aarch64' else 'X64'}.EFI"
+
+
+FALLBACK = fallback(os.uname().machine)
 
 
 class Firmware:
@@ -59,7 +67,7 @@ class Firmware:
         found = [
             f"slot {slot} has an image and no entry"
             for slot in NAMES
-            if self.kernel(slot).exists() and slot not in names
+            if self._has_image(slot) and slot not in names
         ]
         left = self._remembered()
         if left and names and names[0] != left:
@@ -112,7 +120,7 @@ class Firmware:
     def _put_first(self, slot: str) -> list[int]:
         """The slot's entry, then the other slot's, then all others; the numbers of ours."""
         ours = [self._entry(slot)]
-        if self.kernel(other(slot)).exists():
+        if self._has_image(other(slot)):
             ours.append(self._entry(other(slot)))
         reach("boot:entries")
         foreign = [number for number in self._order() if number not in ours]
@@ -120,9 +128,19 @@ class Firmware:
         return ours
 
     def _check_image(self, slot: str) -> None:
-        if not self.kernel(slot).exists():
+        if not self._has_image(slot):
             text = f"cannot choose slot {slot}: it has no image in {self._esp / FOLDER}"
             raise MachineError("no-kernel-image", text)
+
+    def _has_image(self, slot: str) -> bool:
+        path = self.kernel(slot)
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise failed("read", path, error) from error
+        return True
 
     def _fall_back_to(self, slot: str) -> None:
         """The image for firmware that has lost all entries: one that is in no slot any more would never start."""
@@ -141,13 +159,13 @@ class Firmware:
 
     def repair(self) -> list[str]:
         done = [*self._swept(), *self._pruned()]
-        lost = [slot for slot in NAMES if self.kernel(slot).exists() and slot not in self.state().order]
+        lost = [slot for slot in NAMES if self._has_image(slot) and slot not in self.state().order]
         for slot in lost:
             done.append(f"made the entry of slot {slot} again")
             self.prepare(slot)
         left = self._remembered()
         first = next(iter(self.state().order), "")
-        if left and first != left and self.kernel(left).exists():
+        if left and first != left and self._has_image(left):
             self.prefer(left)
             done.append(f"put slot {left} first again")
         elif first and lost:  # firmware that has lost entries has its own in front by now

@@ -26,7 +26,7 @@ from instar.targets.slots.checks import check_bundle, check_promise, check_state
 from instar.targets.slots.ledger import Ledger
 from instar.targets.slots.platform import Platform, SystemProgress, Tell
 from instar.targets.slots.source import Frames, Head, Place, Ranges, index, known, read_head
-from instar.targets.slots.writer import Writer, check_slot
+from instar.targets.slots.writer import Writer, begun, check_slot
 from instar.trust.bundle import HEAD, Bundle, Chunk, Image
 
 KERNEL = "kernel.efi"
@@ -171,9 +171,9 @@ class Install:
         """Fetch the kernel image, unless it is in its place."""
         kernel = offer.bundle.image("kernel")
         if self._is_placed(slot, kernel):
-            self._check_room(slot, kernel, new=0)
+            self._check_room(slot, kernel, begin, new=0)
         else:
-            self._check_room(slot, kernel)
+            self._check_room(slot, kernel, begin)
             self._save(kernel, begin, offer, meter)
 
     def _is_placed(self, slot: str, kernel: Image) -> bool:
@@ -183,20 +183,20 @@ class Install:
             return False
         return True
 
-    def _check_room(self, slot: str, kernel: Image, new: int = 1) -> None:
+    def _check_room(self, slot: str, kernel: Image, begin: Begin, new: int = 1) -> None:
         """For `new` images of the slot, and for what the firmware falls back to. Raises MachineError `esp-full`,
-        `no-space`."""
-        boot = self.platform.boot
+        `no-space`, `disk-failed`."""
+        boot, came = self.platform.boot, esp.size_of(self._staging(begin) / KERNEL)
         freed = esp.size_of(boot.kernel(slot)) if new else 0
         esp.check_room(self.platform.esp, kernel.size, new + boot.copies, freed)
-        check_space(self.kit.layout.state, kernel.size)
+        check_space(self.kit.layout.state, max(0, kernel.size - came))
 
     # --- writing it
 
     def _write(self, slot: str, begin: Begin, offer: Offer, meter: Meter) -> int:
         """Both images, the kernel's into the staging folder. How many bytes the running slot had."""
         root, running = offer.bundle.image("root"), self.platform.slots[other(slot)]
-        self._check_room(slot, offer.bundle.image("kernel"))
+        self._check_room(slot, offer.bundle.image("kernel"), begin)
         unpack = zstd_decompressor()
         start = self._poison(slot, begin, offer.bundle)
         writer = Writer(
@@ -221,7 +221,8 @@ class Install:
         reach("os:poisoned")
         old = self.ledger.record(slot)
         if (old.state, old.digest) == ("writing", begin.digest):
-            starts = [chunk.offset for chunk in bundle.image("root").chunks]
+            root = bundle.image("root")
+            starts = [*(chunk.offset for chunk in root.chunks), root.size]
             return max((start for start in starts if start <= old.done), default=0)
         self.ledger.begin(slot, begin.version, bundle)
         return 0
@@ -234,31 +235,38 @@ class Install:
         return lambda needed: Frames(offer.ranges, offer.path, offer.head.frames, needed, meter.spend)
 
     def _save(self, kernel: Image, begin: Begin, offer: Offer, meter: Meter) -> None:
-        """The kernel image into the staging folder, chunk by chunk checked."""
+        """The kernel image into the staging folder, chunk by chunk checked. It goes on from what an earlier turn has
+        brought; what a power cut has taken of that is found missing, and comes once more."""
         staging, disk = self._staging(begin), self.kit.disk
         make_folder(staging, 0o700, disk)
         path = staging / KERNEL
         try:
-            disk.write_new(path, b"", 0o600)
+            if not (start := begun(kernel, path)):
+                disk.write_new(path, b"", 0o600)
             running, into = self._running_kernel(), Slot("kernel", path, 0, kernel.size)
             local = self._local("kernel", running) if running else {}
             writer = Writer(kernel, into, running, local, zstd_decompressor(), disk)
-            writer.write(0, self._frames(offer, meter), lambda _: None)
+            writer.write(start, self._frames(offer, meter), lambda _: None)
             disk.sync_folder(staging)
         except OSError as error:
             raise failed("write", path, error) from error
 
     def _running_kernel(self) -> Slot | None:
         path = self.platform.boot.kernel(self.ledger.running())
-        return Slot("running kernel", path, 0, path.stat().st_size) if path.is_file() else None
+        size = esp.size_of(path)
+        return Slot("running kernel", path, 0, size) if size else None
 
     def _local(self, role: str, there: Slot) -> dict[str, Place]:
-        """What the running system has of an image: by its manifest, or by reading it where that is not kept."""
+        """What the running system has of an image: by its manifest, or by reading it where that is not kept. Nothing,
+        where it cannot be read: then all is fetched."""
         running = self.ledger.running()
         if (bundle := self.ledger.manifest(running)) is not None:
             return known(bundle.image(role))
         size = self.ledger.record(running).size if role == "root" else there.size
-        return index(there, size or there.size)
+        try:
+            return index(there, size or there.size)
+        except MachineError:
+            return {}
 
     def _staging(self, begin: Begin) -> Path:
         return self.kit.layout.staging / begin.tx

@@ -12,6 +12,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable, TrustError
 from instar.host.boot.slots import Slot
@@ -29,7 +30,7 @@ Opened = Callable[[list[Chunk]], Frames]
 
 
 class Differs(Exception):
-    """The running slot has not what its index says: from now on everything is fetched."""
+    """The running slot has not what its index says, or cannot be read: from now on everything is fetched."""
 
 
 class Writer:
@@ -80,7 +81,10 @@ class Writer:
     def _source(self) -> int | None:
         if self._running is None or not self._local:
             return None
-        return os.open(self._running.device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.open(self._running.device, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # what cannot be taken from there is fetched
+            return None
 
     def _write(
         self,
@@ -171,7 +175,10 @@ class Writer:
         assert source is not None
         assert self._running is not None
         place = self._local[chunk.sha256]
-        data = os.pread(source, place.size, self._running.offset + place.offset)
+        try:
+            data = os.pread(source, place.size, self._running.offset + place.offset)
+        except OSError:  # a bad place of the disk must not keep the node from its next system
+            raise Differs from None
         if hashlib.sha256(data).hexdigest() != chunk.sha256:
             raise Differs
         self.reused += len(data)
@@ -181,6 +188,18 @@ class Writer:
 def _alone(slot: Slot) -> int:
     """Of a block device: it opens only where nobody else has it, so no mounted file system is ever written (EBUSY)."""
     return os.O_EXCL if stat.S_ISBLK(os.stat(slot.device).st_mode) else 0
+
+
+def begun(image: Image, path: Path) -> int:
+    """How many bytes of `image` a file has, from its beginning, in whole chunks; each is checked. 0 where none can be
+    read."""
+    done = 0
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for chunk in image.chunks:
+            if hashlib.sha256(file.read(chunk.size)).hexdigest() != chunk.sha256:
+                break
+            done = chunk.offset + chunk.size
+    return done
 
 
 def check_slot(image: Image, slot: Slot, progress: Callable[[int], None] = lambda _: None) -> None:
