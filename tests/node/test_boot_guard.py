@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from instar.core.errors import MachineError
 from instar.core.settings import Settings, TrialSettings
+from instar.engine.journal import Journals
 from instar.host.clock import Clock
 from instar.host.layout import Layout
 from instar.oneshot.boot_guard import DOWN_WITHIN_S, MOST, Machine, bound_s, guard
@@ -173,3 +175,15 @@ def test_the_entry_needs_no_variables_and_no_firmware(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "no trial is open" in done.stderr
     assert json.loads((tmp_path / "os/slots.json").read_bytes())["slots"]["a"]["state"] == "good"
+
+
+def test_journals_that_cannot_be_read_keep_nobody_in_a_dead_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Journals, "read_all", broken)
+    world = World(tmp_path)
+    world.guard()
+    assert world.done[0] == ("restart", BOUND_S)

@@ -93,8 +93,12 @@ def _on_trial(layout: Layout, clock: Clock, machine: Machine) -> str:
 
 def _is_confirmed(layout: Layout, clock: Clock, slot: str) -> bool:
     """Whether its updater has decided for it, and only what that brings about is not done yet: a boot order that
-    cannot be written, say. A restart would end a system that is well."""
-    decided = (journal.progress for journal in Journals(layout.journal, clock).read_all())
+    cannot be written, say. A restart would end a system that is well. Journals that cannot be read say nothing, and
+    must not keep the guard from its work."""
+    try:
+        decided = [journal.progress for journal in Journals(layout.journal, clock).read_all()]
+    except (InstarError, OSError, ValueError, LookupError, TypeError):
+        return False
     return any(
         each.begin.line == LINE and each.state is State.CONFIRMING and each.data.get("slot") == slot
         for each in decided
