@@ -22,6 +22,7 @@ from instar.trust import bundle as bundles
 from instar.trust import pe
 from instar.trust.bundle import BLOCK, HEAD, KIND, LENGTH, MAGIC, Bundle, Chunk, Image
 from instar_server.domain.systems import target_of
+from instar_server.trust.files import DISK
 
 LEVEL = 19
 NEEDED = (".linux", ".initrd", ".cmdline")
@@ -166,6 +167,7 @@ def _write(out: Path, made: Bundle, manifest: bytes, frames: BinaryIO) -> Built:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         built = _built(made, manifest, sha256, length)
         os.replace(temporary, out)
+        DISK.sync(out.parent)
     except BaseException:
         with contextlib.suppress(OSError):  # it may not be there; the first error is why
             temporary.unlink()
