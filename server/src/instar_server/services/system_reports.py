@@ -1,22 +1,17 @@
-"""What a node says of its operating system in two slots (docs/protocol.md), and what is written of it and of orders.
-One wrong field, and nothing is stored."""
+"""What a node says of its operating system in two slots (docs/protocol.md). One wrong field, and nothing is stored."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from instar.core.errors import InputError
-from instar_server.domain import systems
-from instar_server.domain.systems import Update
-from instar_server.services.history import Text64, Tx, Word, server_entry
+from instar_server.services.history import Text64, Tx, Word
 
 MAX_REPORT = 65_536  # bytes of a body
 MAX_KEPT = 16_384  # bytes of what is kept of it
 MOST_WHY = 2_000  # letters that are kept
-COUNTS = ("done", "total", "fetched", "reused")  # bytes of an update
 
 Side = Literal["a", "b"]
 NoSide = Literal["a", "b", ""]
@@ -100,37 +95,3 @@ class SystemReport(msgspec.Struct, frozen=True):
             text = f"cannot keep the report: expected at most {MAX_KEPT} bytes, got {size}"
             raise InputError("report-too-large", text)
         return body
-
-
-def progress_row(node: str, said: UpdateSaid, before: dict[str, Any]) -> dict[str, Any]:
-    """A row to be written. While an image is read back, its bytes count from 0 again: the most is what is kept."""
-    same = before.get("b_generation") == said.generation
-    counts = {f"b_{name}": max(getattr(said, name), before[f"b_{name}"] if same else 0) for name in COUNTS}
-    slot = said.slot or (before["b_slot"] if same else "")
-    return {"b_node": node, "b_generation": said.generation, "b_slot": slot, **counts}
-
-
-def with_unwritten(update: Update, pending: dict[str, Any]) -> Update:
-    """With the bytes that are still to be written."""
-    if pending["b_generation"] != update.generation:
-        return update
-    most = {name: max(pending[f"b_{name}"], getattr(update, name)) for name in COUNTS}
-    return replace(update, slot=pending["b_slot"] or update.slot, **most)
-
-
-def update_entry(update: Update, what: str, by: str, now: float) -> dict[str, Any]:
-    how = "without activation" if update.mode == systems.NONE else f"by {update.mode}"
-    source = f", from {update.source}" if update.source else ""
-    source += ", cold boot or not" if update.override else ""
-    text = f"system {update.name} {update.version} {how}{source}: {what} by {by} ({update.id})"
-    code = f"system-{what}"
-    entry = server_entry(
-        f"{code}:{update.generation}", code, now, code, text, systems.LINE, update.version, update.digest
-    )
-    return entry | {"generation": update.generation, "mode": update.mode, "slot": update.slot}
-
-
-def cold_entry(what: str, generation: int, by: str, now: float) -> dict[str, Any]:
-    code = f"cold-boot-{what}"
-    entry = server_entry(f"{code}:{generation}", code, now, code, f"cold boot {what} by {by}", systems.LINE)
-    return entry | {"generation": generation}

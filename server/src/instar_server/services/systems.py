@@ -1,13 +1,11 @@
 """Updates of nodes' operating systems: one at a time of a node, ordered here, done by the node, told of by its events.
 
-What is open is in the database, and only there: a restart of the server changes nothing. What a node reports of its
-slots, and how many bytes have come, is written in batches and may be lost: the next report says it again.
+What is open is in the database, and only there: a restart of the server changes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,13 +17,14 @@ from instar_server.bus.api import AGENTS, FLEET, Bus, system_topic
 from instar_server.domain import looks, systems
 from instar_server.domain.errors import Conflict, NotFound, Precondition
 from instar_server.domain.systems import ColdBoot, Update
-from instar_server.services import system_reports as written
+from instar_server.services import system_entries as entries
 from instar_server.services.bundles import Bundles, SystemBundle
 from instar_server.services.history import History
 from instar_server.services.ports import Chance, Now
 from instar_server.services.scheduler import LAPSE_AFTER_S
 from instar_server.services.system_reports import SystemReport
-from instar_server.storage.batch import SYSTEM, Observations
+from instar_server.services.system_said import Said, SystemsSaid
+from instar_server.storage.batch import Observations
 from instar_server.storage.connection import Connection
 from instar_server.storage.database import Database
 from instar_server.storage.events import Events
@@ -38,9 +37,7 @@ log = logging.getLogger(__name__)
 
 SHOWN = 10  # updates
 WRITE_EVERY_S = 1.0
-TELL_EVERY_S = 0.25  # least time between two words about bytes
 OVER_EVERY_S = 5.0  # how often it is looked which orders have ended without anybody's word
-MOST_TOLD = 10_000  # nodes about which it is kept when they were last told of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +65,8 @@ class Systems:
         chance: Chance,
     ) -> None:
         self._database, self._bus, self._bundles = database, bus, bundles
-        self._observations, self._now, self._chance = observations, now, chance
-        self._progress: dict[str, dict[str, Any]] = {}  # by node; to be written
-        self._told: dict[str, tuple[tuple[str, str, str], float]] = {}
+        self._now, self._chance = now, chance
+        self._said = SystemsSaid(database, bus, observations, now)
         self._looked = 0.0  # when it was last looked which orders are over
         self._waiting: set[str] = set()  # nodes to be told to look when they connect; a hint, no more
 
@@ -102,7 +98,7 @@ class Systems:
                 await self._check_order(connection, node, found, least)
                 made = replace(made, generation=await Wishes(connection).next_generation(now))
                 await SystemUpdates(connection).add(made)
-                entry = written.update_entry(made, "ordered", by, now)
+                entry = entries.update_entry(made, "ordered", by, now)
                 await Events(connection).append(node, History.SERVER, [entry], now)
         except IntegrityError:  # another process of this server was first
             raise systems.aborted(node, "another update is open") from None
@@ -116,32 +112,30 @@ class Systems:
         current = not last or (last[0].ended or 0.0) < (told or 0.0)
         systems.check_fits(report, bundle.target, bundle.compatible, bundle.arch, least, current)
 
-    async def _check_free(self, connection: Connection, node: str) -> tuple[dict[str, Any], float | None]:
+    async def _check_free(self, connection: Connection, node: str) -> Said:
         """What the node last said of its system, and when, if it may be ordered something.
 
         Raises NotFound, Precondition for one that is revoked or has no slots, Conflict `aborted`.
         """
         row = await _existing(connection, node)
-        report, told = self._report(row)
+        said = self._said.newest(row)
         if row.revoked_at is not None:
             raise systems.unfit(f"revoked: {node} is no longer served")
-        systems.check_slots(report)
-        await self._check_idle(connection, row, report, told)
-        return report, told
+        systems.check_slots(said.report)
+        await self._check_idle(connection, row, said)
+        return said
 
-    async def _check_idle(
-        self, connection: Connection, row: NodeRow, report: dict[str, Any], told: float | None
-    ) -> None:
+    async def _check_idle(self, connection: Connection, row: NodeRow, said: Said) -> None:
         """Raises Conflict `aborted` while an update is open, or the node is at a system transaction of any cause."""
         open_ = await SystemUpdates(connection).open_of(row.id)
         if open_ is not None:
             raise systems.aborted(
                 row.id, f"{open_.id} to {open_.name} {open_.version} is {open_.phase or 'ordered'}"
             )
-        if (under_way := report.get("update")) and self._counts(told):
+        if (under_way := said.report.get("update")) and self._counts(said.told):
             tx = under_way["tx"]
             if not await Events(connection).has_ended(row.id, tx, systems.FINAL):
-                raise _at_work(row.id, tx, under_way["step"] or "begun", told)
+                raise _at_work(row.id, tx, under_way["step"] or "begun", said.told)
         columns = row.columns
         at_work = columns["tx_line"] == systems.LINE and columns["tx_phase"] in looks.OPEN_PHASES
         if at_work and self._counts(columns["tx_at"]):
@@ -163,7 +157,7 @@ class Systems:
             open_ = self._as_of(row, await SystemUpdates(connection).open_of(node))
             if open_ is None:
                 raise NotFound("not-found", f"cannot cancel: no system update of {node} is open")
-            report, _ = self._report(row)
+            report, _ = self._said.newest(row)
             if systems.too_late(open_, report):
                 said = await self._last_word(connection, row, open_.tx, open_.generation)
                 if self._counts(said):
@@ -171,7 +165,7 @@ class Systems:
                     raise _begun(f"cannot cancel {open_.id}: {why}", said)
             gone = replace(open_, state=systems.CANCELLED, ended=now)
             await SystemUpdates(connection).put(gone)
-            entry = written.update_entry(gone, "cancelled", by, now)
+            entry = entries.update_entry(gone, "cancelled", by, now)
             await Events(connection).append(node, History.SERVER, [entry], now)
         self._gone([gone])
         return gone
@@ -180,7 +174,7 @@ class Systems:
         self, connection: Connection, row: NodeRow, tx: str, generation: int
     ) -> float | None:
         """When the node last said something of a transaction, or of an order."""
-        report, told = self._report(row)
+        report, told = self._said.newest(row)
         said = await Events(connection).last_stored(row.id, tx) if tx else None
         if (report.get("update") or {}).get("generation") == generation:
             said = max(said or 0.0, told or 0.0)
@@ -188,7 +182,7 @@ class Systems:
 
     def _as_of(self, row: NodeRow, open_: Update | None) -> Update | None:
         """An order that is open still."""
-        now = open_ and systems.as_of(open_, self._report(row)[0], row.revoked_at, self._now())
+        now = open_ and systems.as_of(open_, self._said.newest(row).report, row.revoked_at, self._now())
         return open_ if now and now.state == systems.OPEN else None
 
     async def _end_over(self, connection: Connection, node: str = "") -> list[Update]:
@@ -197,7 +191,7 @@ class Systems:
         over = await SystemUpdates(connection).over(now, node)
         for each in over:
             await SystemUpdates(connection).put(each)
-            entry = written.update_entry(each, each.code, "the server", now)
+            entry = entries.update_entry(each, each.code, "the server", now)
             await Events(connection).append(each.node, History.SERVER, [entry], now)
         return over
 
@@ -217,7 +211,7 @@ class Systems:
             await self._check_free(connection, node)
             generation = await Wishes(connection).next_generation(now)
             await Nodes(connection).set(node, cold_boot_at=when, cold_boot_generation=generation)
-            entry = written.cold_entry("ordered", generation, by, now)
+            entry = entries.cold_entry("ordered", generation, by, now)
             await Events(connection).append(node, History.SERVER, [entry], now)
         self._gone(over)
         self._tell(node, "a cold boot is wanted")
@@ -234,16 +228,16 @@ class Systems:
                 raise NotFound("not-found", f"cannot cancel: no cold boot of {node} is wanted")
             said = await self._said_of(connection, row, wanted)
             if self._counts(said):
-                step = (self._report(row)[0].get("update") or {}).get("step") or "begun"
+                step = (self._said.newest(row).report.get("update") or {}).get("step") or "begun"
                 raise _begun(f"cannot cancel the cold boot of {node}: it is under way ({step})", said)
             await Nodes(connection).set(node, cold_boot_at=None)
-            entry = written.cold_entry("cancelled", wanted.generation, by, now)
+            entry = entries.cold_entry("cancelled", wanted.generation, by, now)
             await Events(connection).append(node, History.SERVER, [entry], now)
         self._tell(node, "a cold boot is wanted no more")
 
     async def _said_of(self, connection: Connection, row: NodeRow, wanted: ColdBoot) -> float | None:
         """When the node, which is at a cold boot, last said something of it; None: it is not."""
-        under_way = self._report(row)[0].get("update") or {}
+        under_way = self._said.newest(row).report.get("update") or {}
         if under_way.get("generation") != wanted.generation:
             return None
         return await self._last_word(connection, row, under_way["tx"], wanted.generation)
@@ -284,22 +278,7 @@ class Systems:
 
     def report(self, node: str, said: SystemReport) -> None:
         """Keep what a node said of its slots. Raises InputError `report-too-large`."""
-        body, now = said.kept(), self._now()
-        self._observations.put(SYSTEM, node, json.dumps(body), now, now)
-        if said.update is not None and said.update.generation:
-            self._progress[node] = written.progress_row(node, said.update, self._progress.get(node, {}))
-        at = (said.update.tx, said.update.step, said.update.slot) if said.update is not None else ("", "", "")
-        before, told = self._told.get(node, (("", "", ""), 0.0))
-        if at == before and 0 <= now - told < TELL_EVERY_S:
-            return
-        self._told.pop(node, None)
-        self._told[node] = (at, now)
-        if len(self._told) > MOST_TOLD:
-            del self._told[next(iter(self._told))]
-        self._bus.publish(system_topic(node), {"node": node})
-        if at != before:
-            tx, step, slot = at
-            self._bus.publish(FLEET, {"kind": "system", "node": node, "tx": tx, "step": step, "slot": slot})
+        self._said.keep(node, said)
 
     # ---- looking
 
@@ -310,29 +289,15 @@ class Systems:
             updates, row = SystemUpdates(connection), await _existing(connection, node)
             return row, await updates.latest(node, SHOWN), await updates.cold_boot(node)
 
-        # Before the read: it does not see what is written after it began.
-        unwritten, pending = self._observations.latest(node), self._progress.get(node)
+        unwritten = self._said.unwritten(node)
         row, updates, cold_boot = await self._database.read_at_once(read)
-        if pending is not None:
-            updates = [written.with_unwritten(each, pending) for each in updates]
-        report, told = self._report(row, unwritten)
+        updates = unwritten.onto(updates)
+        report, told = self._said.newest(row, unwritten)
         updates = [systems.as_of(each, report, row.revoked_at, self._now()) for each in updates]
         under_way = report.get("update")
         if under_way and any(each.tx == under_way["tx"] and each.ended is not None for each in updates):
             report = report | {"update": None}  # said before its last event, and heard after it
         return SystemView(node, report, told, updates, await self._cold_boot_of(row, cold_boot))
-
-    def _report(
-        self, row: NodeRow, unwritten: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], float | None]:
-        """What the node last said, and when, with what is not written yet."""
-        seen = [row.columns, unwritten or {}, self._observations.latest(row.id)]
-        told = [each for each in seen if each.get("system_at") is not None]
-        if not told:
-            return {}, None
-        newest = max(told, key=lambda each: float(each["system_at"]))
-        report: dict[str, Any] = json.loads(newest["system"])
-        return report, newest["system_at"]
 
     # ---- telling and writing
 
@@ -357,7 +322,7 @@ class Systems:
         while True:
             await asyncio.sleep(WRITE_EVERY_S)
             try:
-                await self._flush()
+                await self._said.flush()
                 await self._look_over()
             except SQLAlchemyError as error:
                 log.error("cannot write how far system updates are: %s", error)
@@ -373,17 +338,9 @@ class Systems:
                 over = await self._end_over(connection)
             self._gone(over)
 
-    async def _flush(self) -> None:
-        rows = dict(self._progress)
-        if rows:
-            await self._database.write_at_once(lambda c: SystemUpdates(c).progress(list(rows.values())))
-        for node, row in rows.items():
-            if self._progress.get(node) is row:
-                del self._progress[node]
-
     async def close(self) -> None:
         try:
-            await self._flush()
+            await self._said.flush()
         except SQLAlchemyError as error:
             log.error("cannot write how far system updates are: %s", error)
 
