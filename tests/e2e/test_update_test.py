@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +246,29 @@ class TestEnds:
         told.check_gone()
 
     @pytest.mark.slow
+    def test_what_the_machine_refuses_is_a_failure_like_any_other(self) -> None:
+        process, said = self.begun(["--count", "3"], "done")
+        folder = Path(json.loads(said.splitlines()[0])["state"]).parent
+        shutil.rmtree(folder / "server")
+        told = self.ended(process, said)
+        assert told.status == 4, told.err
+        assert (told.one("failed")["code"], told.one("summary")["why"]) == ("machine", "machine")
+        assert "No such file or directory" in told.err.splitlines()[-1]
+        told.check_gone()
+
+    @pytest.mark.slow
+    def test_what_only_the_test_itself_could_end_is_told(self) -> None:
+        process, said = self.begun(["--count", "1"], "ordered")
+        state = Path(json.loads(said.splitlines()[0])["state"])
+        (state / "launcher/instar.pyz").unlink()
+        told = self.ended(process, said)
+        assert told.status == 1, told.err
+        fault = told.one("uninstalled")["fault"]
+        assert re.fullmatch(r"expected the uninstall to leave nothing, got \d+ of its processes", fault)
+        assert machine.naming(state.parent) == []
+        assert not state.parent.exists()
+
+    @pytest.mark.slow
     def test_an_update_that_takes_too_long_is_told_with_how_far_it_came(self) -> None:
         told = run("--count", "1", "--hold", "8.9", "--timeout", "9")
         assert told.status != 0
@@ -250,6 +276,25 @@ class TestEnds:
         assert failed["code"] == "too-late"
         assert "within 9 s, got 'agent trial'" in failed["text"]
         told.check_gone()
+
+
+def unreadable(how: str, program: bytes) -> bytes:
+    """`program` with one altered byte in a licence, or with its version file encrypted or badly compressed."""
+    with zipfile.ZipFile(io.BytesIO(program)) as archive:
+        files = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    if how == "damaged":
+        licence = next(data for name, data in files.items() if name.startswith("licences/"))
+        return program.replace(licence, licence[:-1] + b"?")
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+        entry = archive.getinfo("instar/version.py")
+        entry.flag_bits |= 1 if how == "encrypted" else 0
+    whole, start = bytearray(made.getvalue()), entry.header_offset + 30 + len(entry.filename)
+    if how == "compressed":
+        whole[start : start + 4] = b"\xff\xff\xff\xff"
+    return bytes(whole)
 
 
 class TestParameters:
@@ -271,6 +316,9 @@ class TestParameters:
             (["--timeout", "0"], "expected --timeout as a number"),
             (["--program", "/no/such/file"], "cannot read /no/such/file: No such file"),
             (["--alternate", __file__], "it is no program of Instar"),
+            (["--program", ""], "expected --program as a file, got ''"),
+            (["--alternate", ""], "expected --alternate as a file, got ''"),
+            (["--keep", ""], "expected --keep as a folder, got ''"),
             (["--keep", "/usr"], "expected --keep to be new or empty"),
             (["--keep", "/tmp/" + "x" * 80], "expected --keep in at most"),
         ],
@@ -285,6 +333,18 @@ class TestParameters:
         assert main.main(["update-test", "--count", "x", "--mode", "y", "--program", "/z"]) == 2
         err = capsys.readouterr().err
         assert all(word in err for word in ("--count", "--mode", "/z"))
+
+    @pytest.mark.parametrize("how", ["compressed", "encrypted", "damaged"])
+    def test_a_program_that_cannot_be_read(
+        self, how: str, other: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Also where what is wrong is in a file that only a later update reads."""
+        path = folder / f"{how}.pyz"
+        path.write_bytes(unreadable(how, other.read_bytes()))
+        assert main.main(["update-test", "--program", str(path)]) == 2
+        out, err = capsys.readouterr()
+        assert f"cannot use {path}: it is no program of Instar" in err
+        assert (len(err.splitlines()), out) == (1, "")
 
     def test_two_builds_that_cannot_alternate(
         self, other: Path, folder: Path, capsys: pytest.CaptureFixture[str]

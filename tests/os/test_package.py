@@ -193,6 +193,9 @@ def test_a_node_that_was_there_before_the_package_keeps_its_units(packaged: Pack
     assert node.container.property(AGENT, "FragmentPath") == f"{WANTS}/{AGENT}"
     node.dpkg("--remove", "instar")
     assert node.pid(AGENT) == agent
+    node.dpkg("--purge", "instar")
+    assert node.pid(AGENT) == agent
+    assert node.layout.node.exists()
     shutil.copy(node.container.root / "root/instar.pyz", node.container.root / "root/again.pyz")
     node.container.do("python3", "/root/again.pyz", "uninstall")
     assert links(node) == []
@@ -254,6 +257,15 @@ def test_server_package(container: Container, tmp_path: Path) -> None:
         else ""
     )
     assert left == ""
+
+
+@pytest.mark.os
+def test_server_package_goes_when_its_folder_went_before(container: Container, tmp_path: Path) -> None:
+    shutil.copyfile(server_package("1.0.0", tmp_path), container.root / "root/server.deb")
+    container.do("dpkg", "-i", "/root/server.deb", within_s=180.0)
+    container.do("rm", "-r", "/usr/lib/instar-server")
+    container.do("dpkg", "--purge", "instar-server")
+    assert container.run("dpkg", "-s", "instar-server").returncode != 0
 
 
 def prepared(container: Container) -> None:

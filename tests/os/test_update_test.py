@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from instar_lab import machine
 from instar_lab.container import Container
 from instar_lab.updatetest import inside
 from tests.os.node import STATE, UNITS
@@ -25,6 +26,7 @@ INTERRUPT = """
 until grep -q disconnected /tmp/said || ! kill -0 $!; do sleep 0.1; done
 kill -TERM $!; wait $!; status=$?; cat /tmp/said; exit $status
 """
+ASKED_AGAIN_S = 15.0  # instar_server.services.recovery.BACK_S
 GAP_S = 5.0  # bounds only: the figures are printed
 
 
@@ -42,6 +44,22 @@ class Box:
         assert not (self.container.root / STATE.lstrip("/")).exists()
         assert not any("instar" in " ".join(seen.words) for seen in self.container.processes())
         assert self.container.run("systemctl", "--failed", "--no-legend").stdout == ""
+
+
+@pytest.fixture
+def supervised(other_tree: Path) -> Iterator[Container]:
+    """A machine whose service manager takes a second or two for each start."""
+    folder = Path(tempfile.mkdtemp(prefix="ios-"))
+    first = ("supervisord", "-n", "-c", "/etc/supervisor/supervisord.conf")
+    try:
+        with Container(other_tree, folder, first, shown=inside.shown()) as booted:
+            machine.wait_for(
+                lambda: booted.run("test", "-e", "/run/supervisor.sock").returncode == 0, "supervisord", 20.0,
+                lambda: machine.tail(booted.console),
+            )  # fmt: skip
+            yield booted
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +90,15 @@ def test_updates_under_systemd(box: Box, mode: str) -> None:
     assert summary["cycles"] == COUNT
     print(f"update test under systemd, {mode}: {summary['seconds']}, away {summary['gap']}")
     box.check_clean()
+
+
+def test_a_recovery_waits_for_the_end_of_the_last_core(supervised: Container) -> None:
+    """A node whose core is at work refuses the next one, and is asked again only after 15 s."""
+    options = ["--mode", "recovery", "--line", "both", "--max-delay", "0", "--count", "2"]
+    done = inside.run(supervised, *options, within_s=WITHIN_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for cycle in told(done, "done"):
+        assert cycle["steps"]["updater recovery-downloaded"] < ASKED_AGAIN_S
 
 
 def test_interrupted_and_refused(box: Box) -> None:

@@ -6,8 +6,10 @@ import ast
 import datetime
 import hashlib
 import io
+import lzma
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,11 @@ from instar_lab.program import build, canonical
 ENTRY, VERSION_FILE = "instar/__main__.py", "instar/version.py"
 SETTINGS_FILE = "instar/core/settings.py"
 LARGEST = 256 * 1024 * 1024  # bytes of a program file that is read at all
+# What a file that is no program, or a damaged one, makes of being read; compressed and encrypted zip files, too.
+UNREADABLE = (
+    InputError, ValueError, KeyError, SyntaxError, EOFError, OSError, RuntimeError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 WORD = re.compile(rb"^(VERSION|BUILT)\s*=\s*(\"[^\"\n]*\"|'[^'\n]*')", re.MULTILINE)
 
 
@@ -64,7 +71,7 @@ def read(path: Path) -> Build:
         if len(data) > LARGEST:
             raise ValueError(f"it has more than {LARGEST:,} bytes")
         return _read(data, path.name)
-    except (InputError, ValueError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         text = f"cannot use {path}: it is no program of Instar as 'instar-lab build' makes it: {error}"
         raise InputError("not-a-program", text) from None
 
@@ -73,6 +80,8 @@ def _read(data: bytes, source: str) -> Build:
     bare, _ = split_program(data)
     with zipfile.ZipFile(io.BytesIO(bare)) as archive:
         archive.getinfo("__main__.py"), archive.getinfo(ENTRY)
+        if damaged := archive.testzip():  # `numbered` reads all of it
+            raise ValueError(f"{damaged} is damaged")
         words = _words(archive.read(VERSION_FILE))
     build.check_version(words["VERSION"])
     program = build.Program(words["VERSION"], bare, hashlib.sha384(bare[:-2]).hexdigest())

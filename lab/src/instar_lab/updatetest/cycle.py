@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from instar.core.errors import MachineError, ReleaseError
+from instar_lab import machine
 from instar_lab.listening import Listener
 from instar_lab.updatetest.builds import Build
 from instar_lab.updatetest.options import Options
@@ -134,6 +135,7 @@ class Course:
 
     def run(self, cycle: Cycle, order: Callable[[], None]) -> None:
         """Give the order and wait for the end; `cycle` is filled in. Raises WrongEnd, MachineError."""
+        self._await_no_core()
         time.sleep(cycle.delay_s)
         with Listener(self._place.node.layout.socket(cycle.role)) as listener:
             self._await_answer(cycle, listener)
@@ -143,6 +145,20 @@ class Course:
             self._wait(cycle)
             self._gap(cycle, listener)
         self._check(cycle)
+
+    def _await_no_core(self) -> None:
+        """What an update was about is confirmed before its core has given the updater's role back. Until then a
+        node takes no other, and is asked again after 15 s: as long as the next update would seem to take."""
+        if self._options.mode != "recovery":
+            return
+        state = self._place.node.state
+        cores = f"{self._place.node.layout.run / 'recovery'}/"
+
+        def gone() -> bool:
+            found = machine.naming(state)
+            return not any(word.startswith(cores) for seen in found for word in seen.words)
+
+        machine.wait_for(gone, "the last recovery core to end", self._options.timeout_s, every_s=0.02)
 
     def _await_answer(self, cycle: Cycle, listener: Listener) -> None:
         """Without the old one's word before, its last word after it means nothing."""

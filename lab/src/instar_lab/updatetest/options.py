@@ -137,6 +137,8 @@ def check(given: argparse.Namespace) -> Options:
     wrong.unless(hold_s < timeout_s, f"expected --hold < --timeout, got {hold_s:g} and {timeout_s:g}")
     wrong.unless(given.mode in MODES, f"expected --mode {_either(MODES)}, got {given.mode!r}")
     wrong.unless(given.line in LINES, f"expected --line {_either(tuple(LINES))}, got {given.line!r}")
+    for name, what in (("program", "file"), ("alternate", "file"), ("keep", "folder")):
+        wrong.unless(getattr(given, name) != "", f"expected --{name} as a {what}, got ''")
     keep = Path(given.keep).absolute() if given.keep else None
     if keep is not None:
         wrong.texts += _why_not_keep(keep)

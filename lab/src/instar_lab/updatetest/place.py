@@ -133,8 +133,8 @@ class Place:
                 self.node.cli("uninstall")
             left = len(machine.naming(state))
             if left or state.exists():
-                what = f"{left} processes" if left else f"the folder {state}"
-                fault = f"after the uninstall {what} was still there"
+                what = f"{left} of its processes" if left else f"the folder {state}"
+                fault = f"expected the uninstall to leave nothing, got {what}"
         except InstarError as error:
             fault = f"cannot uninstall: {error.text}"
         try:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from instar.core.errors import InstarError
+from instar.core.errors import InstarError, MachineError
 from instar.host.line import Line
 from instar_lab.fleet import undisturbed
 from instar_lab.program import recovery
@@ -127,15 +127,17 @@ def play(given: argparse.Namespace) -> int:
 
 def _played(run: Play, tell: Text | Json) -> tuple[int, InstarError | None]:
     """The exit status, and the error that ended it."""
-    why, status, wrong = "", 0, None
+    why, status = "", 0
+    wrong: InstarError | None = None
     try:
         run.run()
     except (KeyboardInterrupt, BrokenPipeError):  # nobody reads on: the same
         why, status = "interrupted", INTERRUPTED if run.wanted.count else 0
-    except InstarError as error:
+    except (InstarError, OSError) as error:
+        wrong = error if isinstance(error, InstarError) else MachineError("machine", f"cannot go on: {error}")
         with undisturbed():
-            tell.failed(run.now, error.code, error.text, run.place.logs())
-        why, status, wrong = error.code, error.exit_status, error
+            tell.failed(run.now, wrong.code, wrong.text, run.place.logs())
+        why, status = wrong.code, wrong.exit_status
     with undisturbed(), contextlib.suppress(BrokenPipeError):
         tell.summary(run.done, why)
     return status, wrong

@@ -107,7 +107,7 @@ class Text:
                 )
 
     def uninstalled(self, fault: str) -> None:
-        self._say(f"NOT everything is gone: {fault}" if fault else "uninstalled: nothing is left")
+        self._say(f"NOT uninstalled as it should: {fault}" if fault else "uninstalled: nothing is left")
 
 
 class Json:
