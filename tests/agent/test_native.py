@@ -357,6 +357,27 @@ async def test_the_cap_holds(place: Place, server: Server) -> None:
     assert time.monotonic() - began >= (len(WHOLE) - have.window * have.block) / 200_000 * 0.9
 
 
+async def test_what_is_called_off_or_wrong_is_answered_at_once_under_a_low_cap(
+    place: Place, server: Server
+) -> None:
+    """An acknowledgement may be held back for ten seconds: who calls it off does not wait for so long."""
+    place.layout.config.write_text("[native]\nrate_bytes_s = 1024\n")
+    connection = await begin(place, server)
+    for number, code in enumerate(("incomplete-parcel", "wrong-block")):
+        wanted = offer(WHOLE, id=f"u-{number}", block=10_240)
+        have = await ask(connection, wanted)
+        assert (have.have, have.block, have.window) == (0, 10_240, 1)
+        await connection.send(block(wanted.id, 0, WHOLE[: have.block]))
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        wrong = block(wanted.id, 7, b"") if number else UpdateEnd(wanted.id, wanted.sha384)
+        await connection.send(wrong)
+        state = await connection.expect(UpdateState)
+        assert (state.id, state.state, state.code) == (wanted.id, "failed", code)
+        assert time.monotonic() - began < 3.0
+    assert left(place) == []
+
+
 async def test_the_channel_answers_meanwhile_and_memory_stays(place: Place, server: Server) -> None:
     data = parcel(os.urandom(48 << 20))
     agent = await place.start()
@@ -429,4 +450,20 @@ async def test_silence_lets_it_go_and_the_part_stays(short_folder: Path) -> None
     said.clear()
     native.take(offer(WHOLE, id="u-2"))
     assert (await said.until(UpdateHave)).have == 4
+    task.cancel()
+
+
+async def test_silence_after_an_offer_of_what_is_installed_is_no_fault(short_folder: Path) -> None:
+    """Nothing was to come: nobody is told, or warned, of a failure."""
+    said = Said()
+    loop = asyncio.get_running_loop()
+    native = Native(Layout(short_folder), DIGEST, said.send, [].append, loop.time, silence_s=0.2)
+    task = asyncio.create_task(native.run())
+    native.take(offer(WHOLE))
+    assert (await said.until(UpdateHave)).digest == DIGEST
+    await asyncio.sleep(0.6)
+    assert [type(each) for each in said] == [UpdateHave]
+    native.take(offer(WHOLE, id="u-2", digest="cd" * 48))
+    await asyncio.sleep(0.1)
+    assert [each.id for each in said if isinstance(each, UpdateHave)] == ["u-1", "u-2"]
     task.cancel()

@@ -289,6 +289,16 @@ async def test_a_core_that_floods_and_is_killed(ward: Ward) -> None:
     assert "SIGKILL" in (await ward.words())[-1].text  # type: ignore[union-attr]
 
 
+async def test_a_core_that_is_ended_by_a_signal_without_a_name(ward: Ward) -> None:
+    ward.act(sleep_s=60)
+    await ward.connection.send(ORDER)
+    os.kill((await ward.core())["pid"], signal.SIGRTMIN + 6)
+    ended = (await ward.words())[-1]
+    assert ended.text == f"the recovery core ended with signal {signal.SIGRTMIN + 6}"  # type: ignore[union-attr]
+    ward.act(ended=GOOD)
+    assert (await ward.recover(replace(ORDER, id="r-2"))).ok
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "altered-core": signed(b"another"),
     "altered-core, another kind": signed(kind="node"),

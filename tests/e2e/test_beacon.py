@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 
 import pytest
 
@@ -72,3 +73,23 @@ def test_a_wish_by_the_way_of_recovery(stage: Stage, hall: Hall, with_core: str)
     machine.wait_for(lambda: both_run(node, digest), "both programs", 60.0, node.logs)
     found = settled(node, 2, within_s=60.0)
     assert {(e["line"], e["state"]) for e in found} == {("agent", "confirmed"), ("updater", "confirmed")}
+
+
+def test_stop_ends_a_recovery_core_too(stage: Stage, hall: Hall, with_core: str) -> None:
+    """It would start both roles again, and somebody wants them stopped. What it had begun comes to an end later."""
+    node = stage.node()
+    hall.server.recover(node.id, NEW)
+    at_work = ("downloaded", "take-over", "agent:staged", "agent:verified")
+    machine.wait_for(
+        lambda: hall.server.transfer(node.id)["phase"] in at_work, "a core", 20.0, node.logs, every_s=0.01
+    )
+    assert "running: nothing" in node.cli("stop")
+    time.sleep(3.0)
+    assert machine.naming(node.state) == []
+    node.cli("start")
+    stage.connected(node)
+    settled(node, 0, within_s=60.0)
+    assert hall.server.transfer(node.id)["code"] == "interrupted"
+    hall.server.recover(node.id, NEW)
+    digest = hall.programs[NEW].digest
+    machine.wait_for(lambda: both_run(node, digest), "both programs", 60.0, node.logs)

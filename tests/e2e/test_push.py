@@ -130,6 +130,25 @@ def test_a_node_pushes_to_itself(desk: Desk) -> None:
     assert code_of(cli(desk.node, "push", str(desk.folder / "ada" / "cert.pem"), "--json")) == "bad-parcel"
 
 
+def test_a_push_that_waits_for_the_server_says_so(desk: Desk) -> None:
+    parcel, server = str(desk.parcel(NEW)), desk.stage.hall.server
+    server.stop()
+    try:
+        here = cli(desk.node, "push", parcel, "--wait", "3")
+        (entry,) = desk.node.history()
+        far = desk.updater("watch", entry["tx"], "--wait", "3s")
+        shown = desk.node.cli("history")
+    finally:
+        server.start()
+    assert here.returncode == 4
+    assert "still-under-way" in here.stderr
+    assert "still-under-way" in far.stderr
+    for words in (here.stderr, far.stderr, shown):
+        assert "cannot reach https://" in words, words
+    done = desk.updater("watch", entry["tx"])
+    assert (done.exit_code, f"agent runs {NEW}" in done.stdout) == (0, True), done.output
+
+
 def test_a_release_that_does_not_stay_up_goes_back_with_both_probes(stage: Stage) -> None:
     desk, hall = Desk(stage, hold_s=3.0), stage.hall
     hall.releases[BAD] = hall.server.publish(variants.variant("crashes-once-activated", BAD))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
@@ -12,6 +13,7 @@ from instar.core.errors import InputError
 from instar.core.held import UNHEARD, Hold
 from instar.host import points
 from instar.host.records import read_held, write_held
+from instar.updater.orders import Orders
 from instar.updater.targets import Targets
 from tests.node.looping import AWAY, World, offer
 from tests.node.world import Node, build, put
@@ -282,6 +284,33 @@ def test_a_rollback_that_cannot_be_begun_is_not_forgotten(world: World) -> None:
     journal.with_name("away").rename(journal)
     world.loop.round()
     assert world.current == world.node.old.name
+
+
+class Crowded(Orders):
+    """Somebody else orders in the very moment in which nothing is under way any more."""
+
+    answers: ClassVar[list[str]] = []
+
+    def end(self) -> None:
+        super().end()
+        try:
+            self.answers.append(self.order_rollback("updater"))
+        except InputError as error:
+            self.answers.append(error.code)
+
+
+def test_nobody_comes_between_an_order_and_its_next_try(world: World) -> None:
+    """Else one of two orders that were both accepted would be lost."""
+    world.loop.round()
+    journal = world.node.layout.journal
+    journal.rename(journal.with_name("away"))
+    journal.write_text("")
+    crowded = Crowded(world.orders.lock, world.orders.wake, world.node.layout.orders)
+    world.loop.orders = world.loop.driving.orders = world.loop.ordered.orders = crowded
+    crowded.order_rollback("agent")
+    world.loop.round()
+    assert set(crowded.answers) == {"busy"}
+    assert crowded.rollback == "agent"
 
 
 def test_an_order_that_cannot_be_read_is_dropped(world: World) -> None:

@@ -86,6 +86,27 @@ def test_what_must_come_as_a_parcel_is_waited_for(node: Node, via: str) -> None:
     assert drive(journal, node.target(), Quiet()).state.value == "confirmed"
 
 
+@pytest.mark.parametrize("via", ["", "native"])
+def test_of_a_release_that_is_on_the_disk_the_parcel_still_says_what_is_signed(node: Node, via: str) -> None:
+    """Back to an earlier release, on a node that cannot reach the artifacts: it would wait for them for ever."""
+    node.boot()
+    assert drive(begin(node), node.target(), Quiet()).state.value == "confirmed"
+    node.line.activate(node.line.previous(), fallback=node.new.release.name)
+    before, fetched = list(node.server.metadata), list(node.server.served.asked)
+    parcel, journal = bring(node), begin(node, via, tx="tx-2")
+    drive(journal, node.target(), Quiet())
+    assert node.server.metadata == [*before, parcel.metadata]
+    assert node.server.served.asked == fetched
+
+
+def test_a_release_that_is_on_the_disk_waits_for_no_parcel(node: Node) -> None:
+    node.boot()
+    assert drive(begin(node), node.target(), Quiet()).state.value == "confirmed"
+    node.line.activate(node.line.previous(), fallback=node.new.release.name)
+    drive(begin(node, "native", tx="tx-2"), node.target(), Quiet())
+    assert node.server.metadata == [None, None]
+
+
 def test_a_recovery_core_may_have_brought_the_archive_by_itself(node: Node) -> None:
     node.boot()
     journal = begin(node, "recovery", "recovery")

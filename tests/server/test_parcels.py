@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from instar.core.errors import InstarError
+from instar.core.errors import InstarError, MachineError
+from instar_server.services.parcel_folder import consistent
 from instar_server.services.parcels import Parcels
 from instar_server.trust import offline
 from tests.server import taking
@@ -163,6 +164,26 @@ async def test_one_that_was_altered_on_the_disk_is_made_again(sending: World, no
 
 def intact(path: Path, offered: dict[str, Any]) -> bool:
     return hashlib.sha384(path.read_bytes()).hexdigest() == str(offered["sha384"])
+
+
+async def test_none_is_made_of_a_file_that_was_altered_in_the_repository(tmp_path: Path) -> None:
+    """It would be sent again and again, and still when the file is right again."""
+    repositories, target = Repositories(tmp_path), "node/one.tar.gz"
+    published(repositories, 1 << 20, target)
+    (record,) = repositories.repository.targets()
+    archive = repositories.repository.target_file(consistent(record))
+    assert archive is not None
+    parcels, good = Parcels(repositories.repository, tmp_path / "parcels"), archive.read_bytes()
+    archive.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    for ask in (parcels.parcel_of, parcels.archive_sha384):
+        with pytest.raises(MachineError) as refused:
+            await ask(target)
+        assert refused.value.code == "altered-blob"
+    assert list((tmp_path / "parcels").iterdir()) == []
+    archive.write_bytes(good)
+    assert (await parcels.parcel_of(target)).target == target
+    assert await parcels.archive_sha384(target) == hashlib.sha384(good).hexdigest()
+    await parcels.close()
 
 
 # ---- the disk

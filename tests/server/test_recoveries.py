@@ -157,6 +157,34 @@ async def test_an_operator_goes_before_a_wish_and_the_last_word_counts(rescuing:
         assert (view["code"], view["text"]) == ("bad-hash", "three times")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["agent", "beacon"])
+async def test_an_order_that_finds_another_core_at_work_waits_for_its_end(
+    rescuing: World, node: Node, role: str
+) -> None:
+    """What an operator has asked for is told again, and is not lost to the order before it."""
+    async with node.connected("1.0.0", role=role) as channel:
+        await recover(node, version="1.1.0", lines=["agent"])
+        _, first = await order(channel)
+        await recover(node, version="1.2.0", lines=["agent"])
+        _, second = await order(channel)
+        text = f"the recovery {first['id']} is under way"
+        await channel.send("agentupdate-ended", id=second["id"], ok=False, code="busy", text=text)
+        await eventually(lambda: rescuing.ask("GET", f"/nodes/{node.id}/transfer")["code"] == "busy")
+        view = await taking.transfer(rescuing, node.id)
+        assert (view["state"], view["text"], view["ended"]) == ("installing", text, None)
+        for _ in range(4):
+            assert await alive(channel)
+            await asyncio.sleep(3.5)
+        _, again = await order(channel)
+        assert again == second
+        await channel.send("agentupdate-ended", id=again["id"], ok=True, code="", text="")
+        view = await taking.state(rescuing, node.id, "done")
+        assert (view["code"], view["version"]) == ("", "1.2.0")
+    await eventually(lambda: rescuing.history(node.id)[0]["phase"] == "recovery-ended")
+    assert [what for what, _ in await phases(node) if what != "recovery-begun"] == ["recovery-ended"]
+
+
 async def test_a_cut_on_the_way_is_taken_up(rescuing: World, node: Node) -> None:
     async with node.connected() as channel:
         await recover(node)

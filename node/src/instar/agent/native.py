@@ -62,6 +62,11 @@ class Transfer:
     def idle(self) -> bool:
         return self.needless and self.next == self.had and self.end is None
 
+    @property
+    def is_over(self) -> bool:
+        """Nothing more comes, and it is not whole: an end came before the last block, or a wrong block."""
+        return self.fault is not None or (self.end is not None and self.next < self.receiving.total)
+
     def take(self, block: UpdateBlock) -> None:
         """Raises InputError `repeated-block`, which changes nothing; other faults end the transfer."""
         if block.n < self.next:
@@ -223,6 +228,8 @@ class Native:
                 return
             elif not await _within(transfer.pulse, last + self._silence_s - self._now()):
                 await aside(transfer.receiving.close)  # the part stays
+                if transfer.idle:
+                    return  # nothing was to come
                 text = f"cannot go on: nothing came for {self._silence_s:g} s"
                 raise MachineError("nothing-came", text)
 
@@ -236,8 +243,11 @@ class Native:
         blocks, terms = transfer.receiving.blocks, transfer.terms
         if blocks - transfer.acked < max(1, terms.window // 2) and blocks < transfer.receiving.total:
             return
-        if (wait_s := free_at - self._now()) > 0:
-            await _within(self._left, wait_s)
+        while (wait_s := free_at - self._now()) > 0 and not self._left.is_set():
+            if transfer.is_over:
+                return  # it need not wait to be told so
+            transfer.pulse.clear()
+            await _within(transfer.pulse, wait_s)
         if not self._left.is_set():
             transfer.acked = blocks
             self._send(UpdateAck(transfer.offer.id, blocks))

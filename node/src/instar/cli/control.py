@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from instar.cli import units
+from instar.cli.push import follow, with_probes
 from instar.core.errors import InputError, MachineError, ReleaseError
 from instar.core.journal import Progress
 from instar.engine.journal import Journals
-from instar.host import processes
+from instar.host import processes, rescue
 from instar.host.clock import Clock
 from instar.host.layout import LINES, Layout
 from instar.host.records import read_node, read_quarantine, write_quarantine
@@ -52,6 +53,7 @@ def stop(args: argparse.Namespace) -> dict[str, Any]:
     services = services_of(layout, clock)
     if services.name == "systemd":
         units.stop_triggers()  # else its timer would start the updater again
+    rescue.end(layout, clock, services.name == "systemd")  # a recovery core would start both again
     for role in LINES:
         services.stop(role)
     return {"running": sorted(_running(layout, clock))}
@@ -65,27 +67,33 @@ def rollback(args: argparse.Namespace) -> dict[str, Any]:
     """Ask the updater for it and wait for its end: it is a transaction like any other."""
     layout, clock = Layout(args.state), Clock()
     read_node(layout)
-    journals = Journals(layout.journal, clock)
-    known = {journal.progress.begin.tx for journal in journals.read_all()}
+    known = _rollbacks(layout, clock)
     aim = ask(layout.socket("updater"), {"do": "rollback", "line": args.line}, 5.0)
-    end = clock.monotonic() + args.wait
-    while clock.monotonic() < end:
-        progress = _newest_rollback(journals, known)
-        if progress is not None and progress.finished:
-            return _rolled_back(progress)
+    tx = str(aim.get("tx", ""))
+    if not tx:  # an older updater does not name it
+        tx = _begun(layout, clock, known, args.wait)
+    return _rolled_back(follow(layout, clock, tx, args.wait))
+
+
+def _begun(layout: Layout, clock: Clock, known: set[str], within_s: float) -> str:
+    end = clock.monotonic() + within_s
+    while not (found := _rollbacks(layout, clock) - known):
+        if clock.monotonic() >= end:
+            text = f"cannot go back within {within_s:g} s: it is ordered, and has not begun; see `instar history`"
+            raise MachineError("still-under-way", text)
         time.sleep(POLL_S)
-    text = f"cannot tell whether {args.line} is back on {aim['version']}: it goes on; see `instar history`"
-    raise MachineError("still-under-way", text)
+    return found.pop()
 
 
-def _newest_rollback(journals: Journals, known: set[str]) -> Progress | None:
-    found = [j.progress for j in journals.read_all() if j.progress.begin.cause == "rollback"]
-    return next((p for p in reversed(found) if p.begin.tx not in known), None)
+def _rollbacks(layout: Layout, clock: Clock) -> set[str]:
+    journals = Journals(layout.journal, clock).read_all()
+    return {j.progress.begin.tx for j in journals if j.progress.begin.cause == "rollback"}
 
 
 def _rolled_back(progress: Progress) -> dict[str, Any]:
     if progress.reason is not None:
-        raise ReleaseError("rollback-reverted", f"cannot go back: {progress.reason.text}")
+        error = ReleaseError("rollback-reverted", f"cannot go back: {progress.reason.text}")
+        raise with_probes(error, progress)
     return {"line": progress.begin.line, "version": progress.begin.version, "digest": progress.begin.digest}
 
 

@@ -28,7 +28,7 @@ examples:
   instar status                       what runs, and whether it is well
   instar history                      why this node is on this version
   instar rollback                     go back to the previous release
-  instar push FILE                    install a release from its parcel, without the server
+  instar push FILE                    install a release from its parcel
   instar restart                      restart the agent and its modules, losing nothing
   instar restart --module NAME        restart one module, and what depends on it
 
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--wait", type=float, default=300.0, metavar="S", help="for its end (%(default)s)")
     sub = command(
-        "push", "Install a release from its parcel, without the server.", push.push, push.push_lines
+        "push", "Install a release from a file; the server tests it as any other.", push.push, push.push_lines
     )
     sub.add_argument("parcel", type=Path, help="what `instarctl release parcel` wrote")
     sub.add_argument("--line", choices=LINES, default="agent", help="agent or updater (%(default)s)")

@@ -1,4 +1,6 @@
-"""`instar push`: hand a release to this node's own updater, from a file, without any server (requirement D1)."""
+"""`instar push`: hand a release to this node's own updater, from a file (requirement D1). What orders a transaction
+follows it to its end from here, too.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from instar.core.errors import InputError, InstarError, MachineError, ReleaseError
-from instar.core.journal import Progress
-from instar.engine.journal import Journals
+from instar.core.journal import Progress, timeline
+from instar.engine.journal import Journal, Journals
 from instar.host.clock import Clock
 from instar.host.layout import Layout
 from instar.host.records import read_node
@@ -32,18 +34,33 @@ def push(args: argparse.Namespace) -> dict[str, Any]:
     layout, clock = Layout(args.state), Clock()
     read_node(layout)
     made = _send(layout.socket("updater"), args.parcel, args.line)
-    end, ask_at = clock.monotonic() + args.wait, clock.monotonic() + ASK_EVERY_S
+    return _ended(follow(layout, clock, made["tx"], args.wait))
+
+
+def follow(layout: Layout, clock: Clock, tx: str, within_s: float) -> Progress:
+    """The end of a transaction that was ordered. Raises MachineError `still-under-way` with what holds it up,
+    InputError `unknown-transaction` when nothing comes of the order."""
+    end, ask_at = clock.monotonic() + within_s, clock.monotonic() + ASK_EVERY_S
     journals = Journals(layout.journal, clock)
-    while clock.monotonic() < end:
-        journal = journals.read(made["tx"])
+    while True:
+        journal = journals.read(tx)
         if journal is not None and journal.progress.finished:
-            return _ended(journal.progress)
+            return journal.progress
+        if clock.monotonic() >= end:
+            text = f"no end of {tx} within {within_s:g} s: {_how_far(journal)}; see `instar history`"
+            raise MachineError("still-under-way", text)
         if journal is None and clock.monotonic() >= ask_at:
-            _still_known(layout.socket("updater"), made["tx"])
+            _still_known(layout.socket("updater"), tx)
             ask_at = clock.monotonic() + ASK_EVERY_S
         time.sleep(POLL_S)
-    text = f"cannot tell what becomes of {made['tx']}: it goes on; see `instar history`"
-    raise MachineError("still-under-way", text)
+
+
+def _how_far(journal: Journal | None) -> str:
+    """With what it has met last, if that was trouble."""
+    if journal is None:
+        return "it has not begun"
+    reason = timeline(journal.records)[-1].reason
+    return f"it waits, since the last try ended so: {reason.text}" if reason else "it goes on"
 
 
 def push_lines(answer: dict[str, Any]) -> Iterator[str]:
@@ -109,23 +126,28 @@ def _answer(connection: _Connection) -> dict[str, Any]:
 
 
 def _still_known(path: Path, tx: str) -> None:
-    """Raises InputError `unknown-transaction` when an updater that was killed has forgotten the order."""
+    """Raises InputError `unknown-transaction` when the order could not be carried out, or is lost."""
     with (
         contextlib.closing(_Connection(path)) as connection,
         contextlib.suppress(OSError, http.client.HTTPException),
     ):
         connection.request("GET", f"/v1/transactions/{tx}")
-        _answer(connection)
+        try:
+            _answer(connection)
+        except InputError as error:
+            if error.code == "unknown-transaction":  # else it cannot tell just now
+                text = f"nothing came of {tx}: the updater could not begin it, and its log says why"
+                raise InputError(error.code, text) from None
 
 
 def _ended(progress: Progress) -> dict[str, Any]:
     begin, reason = progress.begin, progress.reason
     if reason is not None:
-        raise _with_probes(ReleaseError(reason.code, f"it went back: {reason.text}"), progress)
+        raise with_probes(ReleaseError(reason.code, f"it went back: {reason.text}"), progress)
     return {"tx": begin.tx, "line": begin.line, "version": begin.version, "digest": begin.digest}
 
 
-def _with_probes(error: InstarError, progress: Progress) -> InstarError:
+def with_probes(error: InstarError, progress: Progress) -> InstarError:
     """The captured output of both releases belongs to the reason (requirement D6)."""
     probes = progress.data.get("probes") or {}
     for part in ("candidate", "restored"):

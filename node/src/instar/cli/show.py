@@ -180,7 +180,10 @@ def history_lines(answer: dict[str, Any]) -> Iterator[str]:
         yield "no transaction yet: this node runs what it was installed with"
     for entry in answer["transactions"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["began"]))
-        why = f": {entry['reason']['text']}" if entry["reason"] else ""
+        said = entry["reason"]["text"] if entry["reason"] else ""
+        if entry["ended"] is None:  # what it has met last, since it reached this state
+            said = entry["changes"][-1]["reason"] or said
+        why = f": {said}" if said else ""
         step = f"{entry['from_version'] or 'none'} -> {entry['version'] or 'none'}"
         how = f" (by {entry['via']})" if entry["via"] else ""
         yield f"{when}  {entry['line']:8} {step:24} {entry['state']}{how}{why}"

@@ -39,10 +39,18 @@ class Ended:
         if self.late:
             how = f"did not end within {self.seconds:.1f} s and was killed"
         elif self.status < 0:
-            how = f"was ended by {signal.Signals(-self.status).name}"
+            how = f"was ended by {signal_name(-self.status)}"
         else:
             how = f"ended with status {self.status}"
         return f"{what} {how}" + (f": {self.last_words}" if self.last_words else "")
+
+
+def signal_name(number: int) -> str:
+    """As `SIGKILL`; the real-time ones between the first and the last have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def run_program(program: Path, arguments: list[str], within_s: float) -> Ended:

@@ -69,7 +69,8 @@ class LineTarget:
         return Outcome({"archive": {"length": target.length, "sha256": target.sha256}})
 
     def _trusted(self, progress: Progress, archive: Path | None) -> tuple[Parcel | None, TrustedTarget]:
-        """What is signed, and the parcel that says so, if there is one for `archive` (None: it is not needed).
+        """What is signed, and the parcel that says so, if there is one; `archive` is None where its bytes are not
+        needed: its metadata are, on a node that cannot reach the server's.
 
         A parcel whose metadata are of no use (expired, say) is removed: it would block its release for as long
         as it lies there. Then the server is asked; where it must come as a parcel, another one is waited for.
@@ -77,7 +78,7 @@ class LineTarget:
         """
         begin = progress.begin
         while True:
-            parcel = parcels.found(self.kit, begin, archive) if archive else None
+            parcel = parcels.found(self.kit, begin, archive)
             try:
                 target = self.kit.server.trusted_target(begin.target, parcel.metadata if parcel else None)
                 self.check_promise(progress, target)

@@ -26,15 +26,15 @@ WAITS = "waits-for-parcel"
 log = logging.getLogger("instar.updater")
 
 
-def found(kit: Kit, begin: Begin, archive: Path) -> Parcel | None:
+def found(kit: Kit, begin: Begin, archive: Path | None) -> Parcel | None:
     """The parcel for this transaction, marked as needed until `tidy` finds that it has ended. None where there
-    is none, and it may go without: it may fetch, or a recovery core has brought the `archive` by itself. Raises
-    NotNow `waits-for-parcel`."""
+    is none, and it may go without: it may fetch, a recovery core has brought the `archive` by itself, or its bytes
+    are not needed (None), and only what is signed has to be known. Raises NotNow `waits-for-parcel`."""
     incoming = Incoming(kit.layout.incoming, kit.disk)
     parcel = incoming.find(begin.line, begin.digest)
     if parcel is not None:
         incoming.need(parcel)
-    if parcel is None and begin.via and not archive.exists():
+    if parcel is None and begin.via and archive is not None and not archive.exists():
         text = f"{begin.version} is to come by {begin.via}, and has not come yet"
         raise NotNow(Reason(WAITS, text))
     return parcel

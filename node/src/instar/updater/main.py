@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 LOCK_WITHIN_S = 10.0
 REPORT_WITHIN_S = 0.5
 IDLE_S = 5.0
+TEXT = "text"  # how the log is written, unless it is said
 STAY_S = 30.0  # under systemd: a retry that is due within this is waited for
 
 log = logging.getLogger("instar.updater")
@@ -76,7 +77,7 @@ def main(argv: list[str], around: Around | None = None) -> int:
             try:
                 _serve(layout, clock, program, around)
             except HandOver:
-                _become_launcher(layout)
+                _become_launcher(layout, args)
     except InstarError as error:
         print(f"instar updater: {error.text} ({error.code})", file=sys.stderr, flush=True)
         return error.exit_status
@@ -184,8 +185,8 @@ def _handlers(program: Program, targets: Targets, orders: Orders) -> dict[str, A
     def rollback(request: dict[str, Any]) -> dict[str, Any]:
         role = str(request.get("line", "agent"))
         release = previous_release(targets, role)
-        orders.order_rollback(role)
-        return {"line": role, "version": release.version, "digest": release.digest}
+        tx = orders.order_rollback(role)
+        return {"tx": tx, "line": role, "version": release.version, "digest": release.digest}
 
     return {"status": status, "health": status, "look": look, "rollback": rollback}
 
@@ -209,10 +210,12 @@ def _endpoint(layout: Layout, settings: Settings, program: Program) -> Endpoint:
     )
 
 
-def _become_launcher(layout: Layout) -> None:
-    """This process, with its pid, goes on as whatever `current` names now. Does not return."""
+def _become_launcher(layout: Layout, args: argparse.Namespace) -> None:
+    """This process, with its pid and the options that it was launched with, goes on as whatever `current` names now.
+    Does not return."""
     log.info("handing over to the release that is current")
-    words = command(layout.launcher, "launch", "updater", "--state", str(layout.state))
+    options = ["--log", args.log] if args.log != TEXT else []  # a launcher that was given some takes them
+    words = command(layout.launcher, "launch", "updater", "--state", str(layout.state), *options)
     os.execv(words[0], words)
 
 
@@ -222,5 +225,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rehearse", action="store_true", help="test yourself, and touch nothing")
     parser.add_argument("--tx", default="", help="the transaction that is rehearsed")
     parser.add_argument("--within", type=float, default=30.0, help="seconds for the rehearsal")
-    parser.add_argument("--log", choices=("text", "json"), default="text")
+    parser.add_argument("--log", choices=(TEXT, "json"), default=TEXT)
     return parser.parse_args(argv)

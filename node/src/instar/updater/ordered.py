@@ -44,7 +44,6 @@ class Ordered:
             self.orders.settled(tx)  # there is nothing to go back to by now
             raise
         except (MachineError, NotNow):
-            self.orders.end()
             self.orders.leave_again(rollback=(role, tx))
             raise
         finally:
@@ -79,7 +78,6 @@ class Ordered:
             self.orders.settled(pushed.tx)
             raise
         except (MachineError, NotNow):
-            self.orders.end()
             self.orders.leave_again(pushed)
             raise
         finally:
@@ -108,8 +106,8 @@ def previous_release(targets: Targets, role: str) -> Release:
     line = target.line
     name = line.previous()
     if not name or name == line.current() or not line.is_valid(name):
-        text = (
-            f"cannot roll back the {target.role}: there is no valid previous release beside {line.current()}"
-        )
+        beside = f"valid previous release beside {line.current()}"
+        missing = beside if line.current() else "release of it here"
+        text = f"cannot roll back the {target.role}: there is no {missing}"
         raise InputError("nothing-to-roll-back-to", text)
     return target.release_of(name)

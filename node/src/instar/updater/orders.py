@@ -82,7 +82,7 @@ class Orders:
     wake: threading.Event
     file: Path | None = None
     rollback: str = ""  # the line to roll back
-    rollback_tx: str = ""  # the name of the transaction that it is to be
+    rollback_tx: str = ""  # the name of the transaction that it is to be, also when it was taken
     pushed: Pushed | None = None
     update: Updating | None = None
     busy: str = ""  # the transaction being driven
@@ -98,8 +98,9 @@ class Orders:
 
     # --- for whoever orders
 
-    def order_rollback(self, line: str) -> None:
-        """Raises InputError `busy`, MachineError when it cannot be kept."""
+    def order_rollback(self, line: str) -> str:
+        """The name of the transaction that it is to be. Raises InputError `busy`, MachineError when it cannot
+        be kept."""
         tx = f"tx-{uuid.uuid4().hex[:16]}"
         with self.lock:
             self._refuse_busy(f"roll back the {line}")
@@ -107,6 +108,7 @@ class Orders:
             self.rollback, self.rollback_tx = line, tx
             self._tell()
         self.wake.set()
+        return tx
 
     def reserve(self, tx: str, line: str, total: int) -> None:
         """The next order is `tx`, whose parcel of `total` bytes comes now. `order_push` or `give_up` must
@@ -156,7 +158,7 @@ class Orders:
             return self.progress
 
     def under_way(self) -> str:
-        """The transaction that is driven, or is to be; the rollback that waits has no name yet: 'rollback'."""
+        """The transaction that is driven, or is to be."""
         with self.lock:
             return self._under_way()
 
@@ -204,8 +206,8 @@ class Orders:
     def take_rollback(self) -> tuple[str, str]:
         """(line, transaction); ('', '') for none. It counts as under way from now on: `end` must follow."""
         with self.lock:
-            line, tx = self.rollback, self.rollback_tx
-            self.rollback = self.rollback_tx = ""
+            line, tx = self.rollback, self.rollback_tx if self.rollback else ""
+            self.rollback = ""
             if line:
                 self.busy = tx
             return line, tx
@@ -232,7 +234,7 @@ class Orders:
         rollback: tuple[str, str] = ("", ""),
         update: Updating | None = None,
     ) -> None:
-        """It could not be begun."""
+        """It could not be begun. To be called before `end`, so that no other order can come between."""
         with self.lock:
             self.pushed, (self.rollback, self.rollback_tx), self.update = pushed, rollback, update
             self._tell()
@@ -279,7 +281,7 @@ class Orders:
 
     def _under_way(self) -> str:
         ordered = self.pushed or self.update
-        waits = (ordered.tx if ordered else "") or ("rollback" if self.rollback else "")
+        waits = (ordered.tx if ordered else "") or (self.rollback_tx if self.rollback else "")
         return self.busy or self.receiving.tx or waits
 
     def _refuse_busy(self, doing: str) -> None:

@@ -158,7 +158,6 @@ class System:
             log.info("os: to %s, activated by %s, as an operator ordered", begin.release.name, begin.mode)
             journal = self.journals.begin(begin)
         except MachineError:
-            self.orders.end()
             self.orders.leave_again(update=ordered)
             raise
         finally:

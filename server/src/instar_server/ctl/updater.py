@@ -141,7 +141,7 @@ def rollback(
         updater = updater_of(address, node, cert, key, ca, operator)
         before = {t["tx"] for t in updater.call("GET", "/v1/transactions?limit=50")["transactions"]}
         made = updater.call("POST", "/v1/rollback", {"line": line})
-        tx = _new_rollback(updater, line, before)
+        tx = made.get("tx") or _new_rollback(updater, line, before)  # an older updater does not name it
         away_s = wait_s if line == SYSTEM else BACK_WITHIN_S  # the whole machine goes down
         last = follow_to_end(updater.follow(tx, away_s), wait_s, quiet=as_json)
         if last["state"] == "confirmed" and line == "updater":
@@ -205,7 +205,7 @@ def follow_to_end(shown: Iterator[dict[str, Any]], within_s: float, quiet: bool)
     last: dict[str, Any] = {}
     for found in shown:
         last = found or last
-        text = f"{last['line']} {last['version']}: {_where(last)}" if last else ""
+        text = f"{last['line']} {last['version']}".strip() + f": {_where(last)}" if last else ""
         if text != told:
             say(text)
             told = text
@@ -218,7 +218,9 @@ def follow_to_end(shown: Iterator[dict[str, Any]], within_s: float, quiet: bool)
 def _where(shown: dict[str, Any]) -> str:
     phase = f", {shown['phase']}" if shown["phase"] else ""
     size = shown["bytes"]
-    return str(shown["state"]) + phase + (f" {size['done']} of {size['total']} bytes" if size else "")
+    said = str(shown["state"]) + phase + (f" {size['done']} of {size['total']} bytes" if size else "")
+    why = shown["changes"][-1]["reason"] if shown["changes"] and not shown["finished"] else ""
+    return f"{said}: {why}" if why else said
 
 
 def finish(last: dict[str, Any], as_json: bool) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from instar.core.errors import InputError, InstarError, ServerRefused, ServerUnreachable, TrustError
 
@@ -167,7 +168,7 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _send_head(connection: http.client.HTTPSConnection, line: str, size: int, digest: str) -> None:
-    connection.putrequest("POST", f"/v1/push?line={line}")
+    connection.putrequest("POST", f"/v1/push?line={quote(line, safe='')}")  # as it was typed
     connection.putheader("Content-Type", "application/octet-stream")
     connection.putheader("Content-Length", str(size))
     connection.putheader("Instar-SHA384", digest)

@@ -96,9 +96,9 @@ person and every script its own, so that one can be revoked.
 
 OPERATOR = flow("""Operators: people who may use the updaters of nodes directly.
 
-Their certificates are for the API that each node's updater has. With one, whoever holds its key may push a
-published, signed release to a node, or take it back to the previous one: nothing else. Nodes keep no list of
-revoked ones, so give them the shortest life that will do.
+Their certificates are for the API that each node's updater has. With one, whoever holds its key may put a
+published, signed release or system on a node, or take it back to the previous one: nothing else. Nodes keep
+no list of revoked ones, so give them the shortest life that will do.
 """)
 
 UPDATER = flow("""The updater of one node, spoken to directly, without the server.
@@ -107,7 +107,8 @@ Each node's updater listens on port 7612, by default only for its own machine. I
 certificate, and only the node that --node names is spoken to. Who asks is an operator: see 'operator issue'.
 
 'push' and 'rollback' follow what they began to its end, and end with 0 when the node keeps it. When it goes
-back they end with 7, and say why, with what the probes of both releases saw.
+back they end with 7, and say why, with what the probes of both releases saw. A release that was pushed waits
+for the node's server, which tests each one; a way back does not.
 """)
 
 PROGRAM = flow("""The one file that installs a node.

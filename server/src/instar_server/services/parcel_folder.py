@@ -63,7 +63,7 @@ class ParcelFolder:
     def parcel_of(self, target: str) -> Parcel:
         """The parcel of a target as it is served now; made if it is not there.
 
-        Raises NotFound `no-target`, MachineError `blob-missing`, `disk-full`, `disk-failed`, `stopped`.
+        Raises NotFound `no-target`, MachineError `blob-missing`, `altered-blob`, `disk-full`, `disk-failed`, `stopped`.
         """
         served = self._repository.served()
         record = find(served.targets, target)
@@ -83,13 +83,17 @@ class ParcelFolder:
         return True
 
     def archive_sha384(self, record: TargetRecord) -> str:
-        """SHA-384 of a target's own bytes. Raises MachineError `blob-missing`, `disk-failed`."""
-        path = self._archive(record)
+        """SHA-384 of a target's own bytes. Raises MachineError `blob-missing`, `altered-blob`, `disk-failed`."""
+        path, sha256, sha384 = self._archive(record), hashlib.sha256(), hashlib.sha384()
         try:
             with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha384").hexdigest()
+                while data := file.read(PIECE):
+                    sha256.update(data)
+                    sha384.update(data)
         except OSError as error:
             raise failed("read", path, error) from error
+        _check_blob(record, sha256.hexdigest())
+        return sha384.hexdigest()
 
     def stop(self) -> None:
         """Let the one that is being made end early, with MachineError `stopped`. Any thread may call it."""
@@ -233,20 +237,32 @@ def _tar_length(sizes: list[int]) -> int:
 def _pieces(
     small: list[tuple[str, bytes]], record: TargetRecord, source: BinaryIO, length: int
 ) -> Iterator[bytes]:
-    """The tar, of `length` bytes. Nothing in it depends on when, where or by whom it was made. Raises OSError."""
+    """The tar, of `length` bytes. Nothing in it depends on when, where or by whom it was made.
+
+    Raises OSError, MachineError `altered-blob`: what no node can use is not kept, and not sent.
+    """
     for name, data in small:
         head = _header(name, len(data)) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
         length -= len(head)
         yield head
     yield _header("archive", record.length)
-    left = record.length
+    left, sha256 = record.length, hashlib.sha256()
     while left:
         data = source.read(min(PIECE, left))
         if not data:
             raise OSError(f"{record.path} is {left} bytes too short")
         left -= len(data)
+        sha256.update(data)
         yield data
+    _check_blob(record, sha256.hexdigest())
     yield bytes(length - tarfile.BLOCKSIZE - record.length)
+
+
+def _check_blob(record: TargetRecord, got: str) -> None:
+    """Its bytes were right when they were published; the disk, or somebody, may have changed them since."""
+    if got != record.sha256:
+        text = f"expected sha256 {record.sha256[:16]}… of its file in the repository, got {got[:16]}…"
+        raise MachineError("altered-blob", f"cannot use {record.path}: {text}")
 
 
 def _up(size: int, unit: int) -> int:

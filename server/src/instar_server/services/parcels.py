@@ -43,8 +43,8 @@ class Parcels:
     async def parcel_of(self, target: str) -> Parcel:
         """The parcel of a target as it is served now; made if it is not there.
 
-        Raises NotFound `no-target`, MachineError `blob-missing`, `disk-full`, `disk-failed`, `stopped`, TooMany
-        `too-many-parcels`.
+        Raises NotFound `no-target`, MachineError `blob-missing`, `altered-blob`, `disk-full`, `disk-failed`, `stopped`,
+        TooMany `too-many-parcels`.
         """
         key = ("parcel", target, self._repository.versions())
         return await self._shared(key, lambda: self._folder.parcel_of(target))

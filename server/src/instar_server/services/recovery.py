@@ -36,7 +36,8 @@ TICK_S = 1.0
 SILENCE_S = 1000.0  # a little longer than a node lets a core run
 # How long a node may be back while nothing is heard of its core: a beacon's counts as ended then.
 BACK_S = 15.0
-STILL_RUNS = "recovery-running"  # what an agent says of a core that one before it started
+# What a node says while another core runs: one that an agent before it started, or that has another order.
+BARRED = frozenset({"recovery-running", "busy"})
 MOST_AWAY_S = 3600.0  # a recovery whose node is away for longer is forgotten
 MOST_TRIES = 5  # of an operator's: somebody waits for it
 
@@ -90,7 +91,8 @@ class Recovery:
         self.plan, self._view, self._tools = plan, view, tools
         self._state, self._heard = State.SENDING, tools.now()
         self._process = NOBODY  # of the beacon that was told
-        self._back = 0.0  # when another beacon than that one came, or an agent
+        self._back = 0.0  # when another beacon than that one came, or an agent; or when the node said BARRED
+        self._barred = 0.0  # since when another core has kept this one from its work; 0: none does
         self._tries, self._due = 0, 0.0
         self._confirmed: set[str] = set()
 
@@ -172,14 +174,22 @@ class Recovery:
         if isinstance(said, AgentUpdateProgress):
             percent = said.percent if -1.0 <= said.percent <= 100.0 else -1.0
             note(self._view, phase=said.phase[:64], percent=percent, text=said.text[:500])
+            if said.phase != "verify":  # which comes before it is found out
+                self._barred = 0.0
         elif isinstance(said, AgentUpdateDownloaded):
             note(self._view, phase="downloaded", percent=100.0, text="")
             text = f"{self.plan.release.version} was fetched: {said.sha384[:12]}"
             self._tools.start(self.note("downloaded", "", text))
-        elif not said.ok and said.code == STILL_RUNS:
-            self._back = self._tools.now()
+        elif not said.ok and said.code in BARRED and not self._barred_for_long():
+            self._back = self._heard
+            self._barred = self._barred or self._heard
+            note(self._view, code=said.code, text=said.text[:2000])
         else:
             self.end(said.ok, said.code[:64], said.text[:2000])
+
+    def _barred_for_long(self) -> bool:
+        """Longer than any core may run: then there is no waiting for its end."""
+        return self._barred > 0 and self._tools.now() - self._barred > SILENCE_S
 
     def confirmed(self, line: str) -> None:
         """The node's updater tells that this line runs the release."""
@@ -266,10 +276,10 @@ class Recovery:
 
     def _look_after(self, now: float) -> None:
         if self._back and now - self._back > BACK_S:
-            if self._tools.presence.beacon(self.plan.node):
+            if self._tools.presence.beacon(self.plan.node) and not self._barred:
                 self.end(False, "beacon-is-back", "the core has ended without a word")
             else:
-                self.send()  # told again: an agent whose core still runs says so
+                self.send()  # told again: whoever's core still runs says so
         elif now - self._heard > SILENCE_S:
             ok = self.runs_everywhere()
             text = "the node runs it" if ok else f"nothing was heard of it for {SILENCE_S:g} s"

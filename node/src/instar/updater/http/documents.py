@@ -109,8 +109,11 @@ def transaction(services: Services, tx: str) -> dict[str, Any]:
     with services.orders.lock:
         receiving, busy = services.orders.receiving, services.orders.busy
         ordered = services.orders.pushed or services.orders.update
+        back, back_tx = services.orders.rollback, services.orders.rollback_tx
     if receiving.tx == tx:
         return _to_come(tx, services.orders.receiving_line, "receiving", receiving.done, receiving.total)
+    if tx == back_tx and (back or busy == tx):
+        return {**_to_come(tx, back, "waiting", 0, 0), "cause": "rollback", "via": ""}
     if busy == tx:  # it begins just now
         return _to_come(tx, "", "waiting", 0, 0)
     if ordered is not None and ordered.tx == tx:
@@ -158,7 +161,7 @@ def _transaction(journal: Journal, orders: Orders) -> dict[str, Any]:
 
 
 def _to_come(tx: str, line: str, state: str, done: int, total: int) -> dict[str, Any]:
-    """A push whose transaction has not begun."""
+    """What was ordered, a push unless it is said, and whose transaction has not begun."""
     return {
         "tx": tx, "line": line, "cause": "push", "via": "push", "version": "", "digest": "",
         "from_version": "", "state": state, "finished": False, "phase": "",

@@ -95,7 +95,7 @@ SCHEMAS: dict[str, Schema] = {
         drift={"type": "array", "items": TEXT, "description": "what is not as we left it, in words"},
     ),
     "Ordered": _object(tx=TX, line=LINE, version=TEXT, digest=DIGEST, activation=TEXT),
-    "RolledBack": _object(line=LINE, version=TEXT, digest=DIGEST),
+    "RolledBack": _object(tx=TX, line=LINE, version=TEXT, digest=DIGEST),
     "Nothing": _object(),
 }  # fmt: skip
 
@@ -107,7 +107,7 @@ WHY = {
     "408": "It came too slowly",
     "409": "It does not fit what is there: `busy` names the transaction that is under way",
     "411": "Content-Length is missing",
-    "412": "This machine cannot take that system image",
+    "412": "This machine has no slots, or cannot take that system image",
     "413": "The body is too large",
     "431": "The head is too large",
     "503": "This machine cannot do it now",
@@ -193,7 +193,7 @@ def _paths() -> Schema:
             "post": _call("Install a release from its parcel", "202", "Pushed", "409 413", **PUSH),
         },
         "/v1/rollback": {
-            "post": _call("Go back to the previous release", "202", "RolledBack", "409 413", requestBody=body)
+            "post": _call("Go back to the previous release", "202", "RolledBack", "409 412 413", requestBody=body)
         },
         "/v1/system": {"get": _call("The two slots of the operating system", "200", "System")},
         "/v1/update-os": {

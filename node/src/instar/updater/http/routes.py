@@ -52,9 +52,13 @@ def _rollback(call: Call) -> Answer:
     if not isinstance(line, str):
         raise InputError("bad-request", "cannot read the body: expected line to be a string")
     release = previous_release(call.services.targets, line)
-    call.services.orders.order_rollback(line)
-    log.info("%s wants %s back on %s", call.caller, line, release.name)
-    return Answer(202, {"line": line, "version": release.version, "digest": release.digest})
+    tx = call.services.orders.order_rollback(line)
+    log.info("%s wants %s back on %s: %s", call.caller, line, release.name, tx)
+    return Answer(
+        202,
+        {"tx": tx, "line": line, "version": release.version, "digest": release.digest},
+        (("Location", f"/v1/transactions/{tx}"),),
+    )
 
 
 def _system(call: Call) -> Answer:
