@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from instar.core.errors import InputError, InstarError
+from instar.host.processes import signal_name
 from instar.wire.codec import decode, encode
 from instar.wire.messages import MAX_FRAME, Job, Result
 
@@ -210,7 +210,7 @@ def _judge(
         text = CUT.get(outcome.cut, f"cannot finish job: it was killed ({outcome.cut})")
         return {}, CODE_OF_CUT.get(outcome.cut, outcome.cut), text.format(**limits)
     if outcome.signal:
-        return {}, "signal", f"cannot run job: the runner was ended by {_signal_name(outcome.signal)}"
+        return {}, "signal", f"cannot run job: the runner was ended by {signal_name(outcome.signal)}"
     if last is not None and last.get("ok") is False:
         code, text = _error_of(last)
         return {}, code, text
@@ -247,10 +247,3 @@ async def _let_go(asking: asyncio.Future[dict[str, Any]]) -> None:
     if not asking.done():
         asking.cancel()
         await asyncio.wait([asking])
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -365,17 +364,10 @@ def tell(outcome: Outcome, said: str) -> str:
     if outcome.cut:
         how = f"it was killed ({outcome.cut})"
     elif outcome.signal:
-        how = f"it was ended by {_signal_name(outcome.signal)}"
+        how = f"it was ended by {processes.signal_name(outcome.signal)}"
     else:
         how = f"it ended with exit status {outcome.exit_code}"
     lines = [line.strip() for line in outcome.stderr.splitlines() if line.strip()]
     last = said or (lines[-1] if lines else "")
     took = f" after {outcome.seconds:.1f} s, {outcome.max_rss >> 20} MiB at most"
     return how + took + (f": {ascii(last[:300])[1:-1]}" if last else "")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from instar.core.errors import MachineError
 from instar.host.interpreter import command
-from instar.host.processes import wait_gone
+from instar.host.processes import signal_name, wait_gone
 
 MOST_BYTES = 262_144  # kept of each of stdout and stderr: the head of the first, the tail of the second
 
@@ -43,14 +43,6 @@ class Ended:
         else:
             how = f"ended with status {self.status}"
         return f"{what} {how}" + (f": {self.last_words}" if self.last_words else "")
-
-
-def signal_name(number: int) -> str:
-    """As `SIGKILL`; the real-time ones between the first and the last have no name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def run_program(program: Path, arguments: list[str], within_s: float) -> Ended:

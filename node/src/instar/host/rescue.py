@@ -389,7 +389,7 @@ def outcome(
     if late:
         code, text = "deadline", "it did not end in time and was killed"
     elif not text:
-        how = f"status {status}" if status >= 0 else children.signal_name(-status)
+        how = f"status {status}" if status >= 0 else processes.signal_name(-status)
         code, text = code or "core-failed", f"the recovery core ended with {how}"
     tail = stderr.strip()[-TAIL:]
     return AgentUpdateEnded(order_id, False, code, f"{text}\n{tail}" if tail else text)
