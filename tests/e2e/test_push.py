@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -136,13 +137,16 @@ def test_a_push_that_waits_for_the_server_says_so(desk: Desk) -> None:
     try:
         here = cli(desk.node, "push", parcel, "--wait", "3")
         (entry,) = desk.node.history()
-        far = desk.updater("watch", entry["tx"], "--wait", "3s")
+        began = time.monotonic()
+        far = desk.updater("watch", entry["tx"], "--wait", "2s")
+        took_s = time.monotonic() - began
         shown = desk.node.cli("history")
     finally:
         server.start()
     assert here.returncode == 4
     assert "still-under-way" in here.stderr
     assert "still-under-way" in far.stderr
+    assert took_s < 7, "the updater says something every 10 s only"
     for words in (here.stderr, far.stderr, shown):
         assert "cannot reach https://" in words, words
     done = desk.updater("watch", entry["tx"])

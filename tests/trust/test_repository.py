@@ -229,6 +229,18 @@ def test_blob_that_rotted_on_the_servers_disk(world: World) -> None:
     assert (caught.value.code, "expected sha256" in caught.value.text) == ("blob-mismatch", True)
 
 
+def test_an_upload_mends_what_is_served(world: World) -> None:
+    digest = world.add_blob(b"abc")
+    data = offline.add_target(world.targets_bytes, "node/x.tar.gz", 3, digest, {}, days(1))
+    world.repository.publish_targets(world.sign_targets(data), now())
+    served = world.repository.target_file(f"node/{digest}.x.tar.gz")
+    assert served is not None
+    served.write_bytes(b"abd")
+    world.add_blob(b"abc")
+    assert served.read_bytes() == b"abc"
+    assert not list(world.repository.blobs.staging.glob(".*"))
+
+
 def test_blob_that_is_not_what_the_uploader_said(world: World) -> None:
     temporary = world.repository.blobs.staging / "part"
     temporary.write_bytes(b"abc")

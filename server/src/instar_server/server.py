@@ -78,8 +78,7 @@ class Server:
         renew_server_certificate(layout, settings, self._ca, now())
         self._tls = tls_context(layout.certificate, self._ca.pem)
         self.repository = Repository.open(layout.trust, load_online(layout.online), moment(now()))
-        for left in self.repository.blobs.staging.glob(".upload-*"):
-            left.unlink()  # an upload that a kill cut short
+        self.repository.blobs.sweep()
         self._database = Database(layout.database)
         self._wire()
         try:

@@ -93,14 +93,15 @@ def _table(view: dict[str, Any]) -> Table:
         return make_table(("node", view["node"]), [("state", "nothing was sent")])
     percent = f" {view['percent']:g} %" if view["percent"] >= 0 else ""
     blocks = f"{view['blocks']} of {view['of_blocks']}, {view['window']} of {view['block']:,} bytes at a time"
+    sent = f"{view['bytes']:,} of {view['length']:,}, {view['rate']:,.0f} a second"
     rows = [
         ("what", f"{view['line']} {view['version']} {short(view['digest'])}"),
         ("way", f"{view['via']}, for the sake of {view['cause']}"),
         ("core", view["core"]),
         ("state", view["state"] + (f": {view['code']} {view['text']}" if view["code"] else "")),
         ("phase", view["phase"] and view["phase"] + percent),
-        ("blocks", blocks),
-        ("bytes", f"{view['bytes']:,} of {view['length']:,}, {view['rate']:,.0f} a second"),
+        ("blocks", blocks if view["of_blocks"] else ""),
+        ("bytes", sent if view["length"] else ""),
         ("began", when(view["began"])),
         ("ended", when(view["ended"]) if view["ended"] is not None else ""),
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def health(
 ) -> None:  # fmt: skip
     """Which updater this is, and what it does now."""
     with plain_errors(as_json):
-        found = updater_of(address, node, cert, key, ca, operator).call("GET", "/v1/health")
+        found = updater_of(address, node, cert, key, ca, operator).look("/v1/health")
     held = ", ".join(f"{line} on {hold['version']}" for line, hold in found["held"].items())
     lines = [
         f"{found['node']}: updater {found['version']} ({short(found['digest'])}), pid {found['pid']}",
@@ -69,7 +69,7 @@ def releases(
 ) -> None:  # fmt: skip
     """The releases on the node: what runs, what a rollback goes to."""
     with plain_errors(as_json):
-        found = updater_of(address, node, cert, key, ca, operator).call("GET", "/v1/releases")
+        found = updater_of(address, node, cert, key, ca, operator).look("/v1/releases")
     rows = [
         (
             line,
@@ -98,7 +98,7 @@ def transactions(
     """What happened on the node, newest first."""
     with plain_errors(as_json):
         updater = updater_of(address, node, cert, key, ca, operator)
-        found = updater.call("GET", f"/v1/transactions?limit={limit}")
+        found = updater.look(f"/v1/transactions?limit={limit}")
     rows = [
         (t["tx"], t["line"], f"{t['from_version'] or 'none'} -> {t['version']}", t["cause"], t["state"],
          when(t["began"]), t["reason"]["text"] if t["reason"] else "")
@@ -122,7 +122,7 @@ def push(
         updater = updater_of(address, node, cert, key, ca, operator)
         with progress_bar(parcel.name, quiet=as_json) as progress:
             made = updater.push(line, parcel, progress)
-        last = follow_to_end(updater.follow(made["tx"]), wait_s, quiet=as_json)
+        last = follow_to_end(updater.follow(made["tx"], wait_s), wait_s, quiet=as_json)
         if last["state"] == "confirmed" and line == "updater":
             updater.comes_back(made["digest"])
         finish(last, as_json)
@@ -139,11 +139,11 @@ def rollback(
     with plain_errors(as_json):
         wait_s = seconds(wait)
         updater = updater_of(address, node, cert, key, ca, operator)
-        before = {t["tx"] for t in updater.call("GET", "/v1/transactions?limit=50")["transactions"]}
+        before = {t["tx"] for t in updater.look("/v1/transactions?limit=50")["transactions"]}
         made = updater.call("POST", "/v1/rollback", {"line": line})
         tx = made.get("tx") or _new_rollback(updater, line, before)  # an older updater does not name it
         away_s = wait_s if line == SYSTEM else BACK_WITHIN_S  # the whole machine goes down
-        last = follow_to_end(updater.follow(tx, away_s), wait_s, quiet=as_json)
+        last = follow_to_end(updater.follow(tx, wait_s, away_s), wait_s, quiet=as_json)
         if last["state"] == "confirmed" and line == "updater":
             updater.comes_back(made["digest"])
         finish(last, as_json)
@@ -153,7 +153,7 @@ def _new_rollback(updater: Updater, line: str, before: set[str]) -> str:
     end = time.monotonic() + STARTED_S
     while time.monotonic() < end:
         with contextlib.suppress(ServerUnreachable):  # an updater that is on its way back itself
-            for found in updater.call("GET", "/v1/transactions?limit=50")["transactions"]:
+            for found in updater.look("/v1/transactions?limit=50")["transactions"]:
                 if (found["line"], found["cause"]) == (line, "rollback") and found["tx"] not in before:
                     return str(found["tx"])
         time.sleep(0.2)
@@ -183,15 +183,15 @@ def watch(
         wait_s = seconds(wait)
         named = ids.transaction_id(tx) if tx is not None else ""
         updater = updater_of(address, node, cert, key, ca, operator)
-        last = follow_to_end(updater.follow(named or _current(updater)), wait_s, quiet=as_json)
+        last = follow_to_end(updater.follow(named or _current(updater), wait_s), wait_s, quiet=as_json)
         finish(last, as_json)
 
 
 def _current(updater: Updater) -> str:
-    named = str(updater.call("GET", "/v1/health")["transaction"])
+    named = str(updater.look("/v1/health")["transaction"])
     if named.startswith("tx-"):
         return named
-    found = updater.call("GET", "/v1/transactions?limit=1")["transactions"]
+    found = updater.look("/v1/transactions?limit=1")["transactions"]
     if not found:
         raise InputError("no-transaction", "cannot follow: nothing has happened on this node yet")
     return str(found[0]["tx"])
@@ -209,9 +209,11 @@ def follow_to_end(shown: Iterator[dict[str, Any]], within_s: float, quiet: bool)
         if text != told:
             say(text)
             told = text
-        if time.monotonic() > end and not (last and last["finished"]):
-            text = f"no end within {within_s:g} s: it goes on; see 'instarctl updater watch'"
-            raise ServerUnreachable("still-under-way", text)
+        if time.monotonic() > end:
+            break
+    if not (last and last["finished"]):
+        text = f"no end within {within_s:g} s: it goes on; see 'instarctl updater watch'"
+        raise ServerUnreachable("still-under-way", text)
     return last
 
 

@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import json
 import select
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ EVENT_S = 30.0  # the updater says something at least every 10 s
 BLOCK = 262_144
 BACK_WITHIN_S = 30.0  # an updater that was replaced answers again (requirement D8)
 AGAIN_S = 0.3
+HANDS_OVER_S = 2.0  # while it becomes another release, or leaves and is started again, nobody answers
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -53,6 +55,17 @@ class Updater:
         except (OSError, ssl.SSLError) as error:
             raise InputError("bad-papers", f"cannot use {papers.certificate}: {error}") from None
 
+    def look(self, path: str) -> Any:
+        """What is there, decoded. Asked again for a moment where nobody answers."""
+        end = time.monotonic() + HANDS_OVER_S
+        while True:
+            try:
+                return self.call("GET", path)
+            except ServerUnreachable:
+                if time.monotonic() + AGAIN_S > end:
+                    raise
+            time.sleep(AGAIN_S)
+
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The decoded answer."""
         data = None if body is None else json.dumps(body).encode()
@@ -74,16 +87,16 @@ class Updater:
         except OSError as error:
             raise InputError("no-file", f"cannot read {file}: {error.strerror}") from error
 
-    def events(self, tx: str) -> Iterator[dict[str, Any]]:
-        """The transaction as it changes, from one connection: it may end before the transaction does.
-        {} now and then, when nothing has changed."""
+    def events(self, tx: str, until: float) -> Iterator[dict[str, Any]]:
+        """The transaction as it changes, from one connection: it may end before the transaction does, and ends at
+        `until` (monotonic time). {} now and then, when nothing has changed."""
         with self._talking() as connection:
-            connection.sock.settimeout(EVENT_S)
+            stream = connection.sock  # which the connection forgets with the answer's head
             connection.request("GET", f"/v1/transactions/{tx}/events")
             answer = connection.getresponse()
             if answer.status != 200:
                 _answer(answer)
-            for line in answer:
+            for line in _lines(stream, answer, until):
                 if line.startswith(b"event: gone"):
                     raise ServerRefused("not-begun", f"cannot follow {tx}: nothing came of it")
                 if line.startswith(b"data: "):
@@ -91,13 +104,14 @@ class Updater:
                 elif line.startswith(b":"):
                     yield {}
 
-    def follow(self, tx: str, away_s: float = BACK_WITHIN_S) -> Iterator[dict[str, Any]]:
-        """The transaction as it changes, to its end, also while the updater itself is replaced, or the machine boots:
-        it may be away for `away_s` at a time. {} now and then."""
+    def follow(self, tx: str, within_s: float, away_s: float = BACK_WITHIN_S) -> Iterator[dict[str, Any]]:
+        """The transaction as it changes, to its end, but for `within_s` at most; also while the updater itself is
+        replaced, or the machine boots: it may be away for `away_s` at a time. {} now and then."""
         heard = time.monotonic()
-        while True:
+        until = heard + within_s
+        while time.monotonic() < until:
             try:
-                for shown in self.events(tx):
+                for shown in self.events(tx, until):
                     heard = time.monotonic()
                     yield shown
                     if shown and shown["finished"]:
@@ -189,6 +203,21 @@ def _send_body(
             return  # the answer may be there all the same
         done += len(block)
         progress(done, size)
+
+
+def _lines(stream: socket.socket, answer: http.client.HTTPResponse, until: float) -> Iterator[bytes]:
+    """Lines as they come, before `until`. Raises OSError when the updater has been silent for too long."""
+    while (left := until - time.monotonic()) > 0:
+        stream.settimeout(min(left, EVENT_S))
+        try:
+            line = answer.readline()
+        except TimeoutError:
+            if left > EVENT_S:
+                raise
+            return
+        if not line:
+            return
+        yield line
 
 
 def _answer(answer: http.client.HTTPResponse) -> Any:

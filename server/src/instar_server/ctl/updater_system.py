@@ -57,7 +57,7 @@ def update_os(
             text = f"{made['tx']}: {made['version']} ({short(made['digest'])}) by {made['activation']}"
             show(made, as_json, lambda: f"{text}; 'instarctl updater watch' follows it")
             return
-        last = follow_to_end(updater.follow(made["tx"], within_s), within_s, quiet=as_json)
+        last = follow_to_end(updater.follow(made["tx"], within_s, within_s), within_s, quiet=as_json)
     if last["state"] == "confirmed":
         runs = "lies in the other slot" if made["activation"] == "none" else "runs"
         show(last, as_json, lambda: f"system {last['version']} ({short(last['digest'])}) {runs}")
@@ -83,7 +83,7 @@ def system(
 ) -> None:  # fmt: skip
     """Both slots of the node, how it would boot, and what is under way."""
     with plain_errors(as_json):
-        found = updater_of(address, node, cert, key, ca, operator).call("GET", "/v1/system")
+        found = updater_of(address, node, cert, key, ca, operator).look("/v1/system")
     show(found, as_json, lambda: Group(*_tables(found)))
 
 

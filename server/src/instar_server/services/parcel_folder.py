@@ -261,7 +261,7 @@ def _pieces(
 def _check_blob(record: TargetRecord, got: str) -> None:
     """Its bytes were right when they were published; the disk, or somebody, may have changed them since."""
     if got != record.sha256:
-        text = f"expected sha256 {record.sha256[:16]}… of its file in the repository, got {got[:16]}…"
+        text = f"expected sha256 {record.sha256[:16]}… of its file in the repository, got {got[:16]}…; publish it again"
         raise MachineError("altered-blob", f"cannot use {record.path}: {text}")
 
 

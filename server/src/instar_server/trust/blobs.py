@@ -6,6 +6,7 @@ Blocks on the disk. The caller sees to it that names are given by one thread at 
 from __future__ import annotations
 
 import hashlib
+import secrets
 from pathlib import Path
 
 from tuf.api.metadata import Targets
@@ -15,6 +16,8 @@ from instar.trust.paths import check_path
 from instar_server.trust import rules
 from instar_server.trust.files import Disk, failed, make_folder
 from instar_server.trust.records import Blob
+
+UNFINISHED = ".upload-"
 
 
 class Blobs:
@@ -28,8 +31,18 @@ class Blobs:
         """The folder in which to make the temporary file for `add`, so that it can be renamed."""
         return self._blobs
 
+    def new_file(self) -> Path:
+        """A path for a temporary file that nobody else has. What is left there is for `sweep`."""
+        return self.staging / f"{UNFINISHED}{secrets.token_hex(8)}"
+
+    def sweep(self) -> None:
+        """Remove temporary files that a kill has left. Before the first is made."""
+        for left in self.staging.glob(f"{UNFINISHED}*"):
+            left.unlink()
+
     def add(self, temporary: Path, expected_sha256: str | None = None) -> Blob:
-        """Take over the uploaded file `temporary` (moved when on the same file system); idempotent.
+        """Take over the uploaded file `temporary` (moved when on the same file system); idempotent. Where the disk,
+        or somebody, has changed what is served of it, an upload puts that right.
 
         Raises InputError `blob-mismatch` when it is not what the uploader said; `temporary` then stays.
         """
@@ -43,9 +56,18 @@ class Blobs:
             self._disk.sync(temporary)
             self._disk.rename(temporary, final)
             self._disk.sync(final.parent)
+            for served in self._targets.rglob(f"{sha256}.*"):
+                self._renew(served, final)
         except OSError as error:
             raise failed("store", final, error) from error
         return Blob(sha256, length)
+
+    def _renew(self, served: Path, blob: Path) -> None:
+        """Give a served name to `blob`, which is what it should be; whoever reads meanwhile sees one or the other."""
+        temporary = self.new_file()
+        self._disk.link(blob, temporary)
+        self._disk.rename(temporary, served)
+        self._disk.sync(served.parent)
 
     def serve(self, targets: Targets) -> None:
         """Give every target's blob its served name. Raises InputError `missing-blob`, `blob-mismatch`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path as FilePath
@@ -86,7 +85,7 @@ async def list_modules(services: Services, caller: Viewer) -> m.Modules:
 )
 async def upload_blob(services: Services, caller: Operator, sha256: m.Sha256, request: Request) -> m.Blob:
     """Store a file whose SHA-256 is `sha256`. Storing it again is no error."""
-    temporary = services.repository.blobs.staging / f".upload-{secrets.token_hex(8)}"
+    temporary = services.repository.blobs.new_file()
     try:
         await _receive(request, temporary, services.max_upload)
         blob = await asyncio.to_thread(services.repository.blobs.add, temporary, sha256)
