@@ -17,8 +17,8 @@ from instar_lab import machine
 from instar_lab.container.room import Room
 from instar_lab.container.tree import SYSTEMD, Recipe, made_tree
 
-BOOT_S = 30.0
-DOWN_S = 20.0
+BOOT_S = 60.0  # it takes 2 s, but for a machine with much else to do
+DOWN_S = 60.0
 COMMAND_S = 60.0
 NEEDED = {"systemd-nspawn": "systemd-container", "nsenter": "util-linux", "setpriv": "util-linux"}
 READY = ("running", "degraded")  # words of `systemctl is-system-running`: booted
@@ -77,7 +77,8 @@ class Container:
             self._mount()
             self.boot()
         except BaseException:
-            self.close()
+            with contextlib.suppress(MachineError):  # why it did not boot is what is to be told
+                self.close()
             raise
         return self
 
@@ -134,6 +135,8 @@ class Container:
         if self._leader:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._leader, 9)  # of a PID namespace's first process: the kernel ends all others
+        elif self._nspawn is not None:
+            self._nspawn.kill()  # it has not come as far as that; what it has begun dies with it
         self._ended()
 
     def _ended(self) -> None:
