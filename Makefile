@@ -30,13 +30,12 @@ check: setup ## Only pytest, without slow, soak and os tests; ARGS="-k name"
 test-all: lint types imports ## Like test, with the slow tests
 	@$(PYTEST) -m "not soak and not os" $(ARGS)
 
-# Three workers on two cores: who waits for a watchdog or for a service manager leaves a core to the others.
 # The short run of `make test` is left out: test_all_the_way.py does the same and more.
 test-os: setup ## Tests that need root, systemd containers or virtual machines (a quarter of an hour)
-	@INSTAR_OS_REQUIRED=1 $(PYTEST) -n 3 -m "not soak and not slow" --deselect tests/os/vm/test_updates.py tests/os $(ARGS)
+	@INSTAR_OS_REQUIRED=1 $(PYTEST) -m "not soak and not slow" --deselect tests/os/vm/test_updates.py tests/os $(ARGS)
 
 test-os-all: setup ## The same with the slow ones: broken systems of every kind, bits that flip later, what is swept
-	@INSTAR_OS_REQUIRED=1 $(PYTEST) -n 3 -m "not soak" tests/os $(ARGS)
+	@INSTAR_OS_REQUIRED=1 $(PYTEST) -m "not soak" tests/os $(ARGS)
 
 soak: setup ## Tests that run for a long time
 	@$(PYTEST) -n 0 -m soak $(ARGS)
