@@ -101,46 +101,38 @@ def test_a_line_that_is_none_is_told_by_the_updater(updated: Host) -> None:
     assert (done.exit_code, "got 'a b&x' [unknown-line]" in done.stderr) == (6, True), done.output
 
 
-class Silent:
-    """A server that takes every call and never says a word, until it is closed."""
-
-    def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(PASSING_S)
-        self.address = f"https://127.0.0.1:{self.listener.getsockname()[1]}"
-
-    def called(self) -> socket.socket:
-        return self.listener.accept()[0]
+@contextlib.contextmanager
+def loop_asks(host: Host) -> Iterator[None]:
+    """The updater runs, and its loop waits for a server that takes every call and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PASSING_S)
+        server = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        write_node(host.layout, Node(NODE, server, "default", time.time()))
+        host.start()
+        with contextlib.closing(listener.accept()[0]):
+            yield
 
 
 def test_a_rollback_has_its_name_as_soon_as_it_is_ordered(updated: Host) -> None:
     """The loop may be busy for long: with a server that it asks, and that does not answer."""
-    server = Silent()
-    with contextlib.closing(server.listener):
-        write_node(updated.layout, Node(NODE, server.address, "default", time.time()))
-        updated.start()
-        with contextlib.closing(server.called()):
-            tx = order(updated, "updater")
-            status, shown = updated.remote("GET", f"/v1/transactions/{tx}")
-            assert status == 200
-            check(openapi.SCHEMAS["Transaction"], shown)
-            assert (shown["line"], shown["cause"], shown["via"]) == ("updater", "rollback", "")
-            assert (shown["state"], shown["finished"]) == ("waiting", False)
-            assert updated.local("GET", "/v1/health")[1]["transaction"] == tx
-            status, body = updated.remote("POST", "/v1/rollback", body={"line": "agent"})
-            assert (status, body["error"]["code"]) == (409, "busy")
-            assert f"transaction {tx} is under way" in body["error"]["message"]
+    with loop_asks(updated):
+        tx = order(updated, "updater")
+        status, shown = updated.remote("GET", f"/v1/transactions/{tx}")
+        assert status == 200
+        check(openapi.SCHEMAS["Transaction"], shown)
+        assert (shown["line"], shown["cause"], shown["via"]) == ("updater", "rollback", "")
+        assert (shown["state"], shown["finished"]) == ("waiting", False)
+        assert updated.local("GET", "/v1/health")[1]["transaction"] == tx
+        status, body = updated.remote("POST", "/v1/rollback", body={"line": "agent"})
+        assert (status, body["error"]["code"]) == (409, "busy")
+        assert f"transaction {tx} is under way" in body["error"]["message"]
     assert ended(updated, tx) == "confirmed"
 
 
 def test_who_ordered_a_rollback_follows_it_while_it_waits(updated: Host) -> None:
-    server = Silent()
-    with contextlib.closing(server.listener):
-        write_node(updated.layout, Node(NODE, server.address, "default", time.time()))
-        updated.start()
-        with contextlib.closing(server.called()):
-            late = instarctl(updated, "rollback", "--line", "updater", "--wait", "1s")
-            tx = updated.local("GET", "/v1/health")[1]["transaction"]
+    with loop_asks(updated):
+        late = instarctl(updated, "rollback", "--line", "updater", "--wait", "1s")
+        tx = updated.local("GET", "/v1/health")[1]["transaction"]
     assert (late.exit_code, "still-under-way" in late.stderr) == (5, True), late.output
     assert "updater: waiting" in late.stderr
     assert ended(updated, tx) == "confirmed"
@@ -149,20 +141,16 @@ def test_who_ordered_a_rollback_follows_it_while_it_waits(updated: Host) -> None
 
 
 def test_who_ordered_a_rollback_that_is_lost_is_told_and_waits_no_longer(updated: Host) -> None:
-    server = Silent()
-    with contextlib.closing(server.listener):
-        write_node(updated.layout, Node(NODE, server.address, "default", time.time()))
+    with loop_asks(updated):
+        words = [*updated.words()[:4], "rollback", "--state", str(updated.layout.state)]
+        waiting = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_for(updated.layout.orders.exists, PASSING_S, updated.log)
+        assert updated.process is not None
+        updated.process.kill()
+        updated.process.wait()
+        updated.layout.orders.unlink()  # as when its disk has lost it
         updated.start()
-        with contextlib.closing(server.called()):
-            words = [*updated.words()[:4], "rollback", "--state", str(updated.layout.state)]
-            waiting = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            wait_for(updated.layout.orders.exists, PASSING_S, updated.log)
-            assert updated.process is not None
-            updated.process.kill()
-            updated.process.wait()
-            updated.layout.orders.unlink()  # as when its disk has lost it
-            updated.start()
-            said, _ = waiting.communicate(timeout=PASSING_S)
+        said, _ = waiting.communicate(timeout=PASSING_S)
     assert (waiting.returncode, "nothing came of tx-" in said) == (2, True), said
     assert "(unknown-transaction)" in said
 
