@@ -7,7 +7,7 @@ Both daemons run as root. The agent's modules look after the machine, some as us
 writes the programs that root will run, so whoever could play it would be root: another user would hide that,
 not change it. What bounds them is what stands below.
 
-Not for either:
+Not for any of them:
 - ProtectKernelTunables and ProtectControlGroups: inside systemd-nspawn (systemd 252) a unit that has one of
   them reads the boot id of the host, not of the container. `instar status` and `instar install`, which run
   outside the unit, would then take its daemons for those of another boot.
@@ -19,11 +19,33 @@ Not for either:
 
 from __future__ import annotations
 
+# What all three end with: no daemon of ours needs what is forbidden here.
+COMMON = """\
+NoNewPrivileges=yes
+PrivateTmp={private_tmp}
+ProtectSystem=strict
+ReadWritePaths={writable}
+ProtectHome=read-only
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+LockPersonality=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
 # Devices stay visible, since modules take stock of the hardware; ProtectClock would hide them. Its own part of
 # the cgroup tree is for the limits of modules and jobs. A stop is told to the agent alone, which ends its modules
 # in order; what is left of them when it is gone is killed. A recovery core leaves this unit through
 # `systemd-run`: for that the sockets of D-Bus and systemd are in reach, as everything in /run is.
-AGENT = """\
+AGENT = (
+    """\
 [Unit]
 Description=Instar agent
 After=network.target
@@ -48,31 +70,17 @@ CapabilityBoundingSet=CAP_SYS_PTRACE
 # Modules that look after the network:
 CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE
 # What a module of yours needs beside these comes from a drop-in: systemctl edit instar-agent.service
-NoNewPrivileges=yes
-PrivateTmp={private_tmp}
-ProtectSystem=strict
-ReadWritePaths={writable}
-ProtectHome=read-only
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-LockPersonality=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
 SystemCallFilter=~@clock @cpu-emulation @module @mount @obsolete @raw-io @reboot @swap
-SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=multi-user.target
 """
+    + COMMON
+)
 
 # It starts at each boot, without waiting for its timer: a trial that a reboot cut short goes on. It fetches,
 # writes below the state folder, and restarts the agent through systemctl: that needs systemd's socket and the
 # same user, but no capability; nor does a signal to a process of the same user.
-UPDATER = """\
+UPDATER = (
+    """\
 [Unit]
 Description=Instar updater
 After=network.target
@@ -87,28 +95,13 @@ RestartSec=200ms
 TimeoutStopSec=10s
 # State and config.toml that an operator gave to another user; nothing else needs a capability:
 CapabilityBoundingSet=CAP_DAC_OVERRIDE
-NoNewPrivileges=yes
 PrivateDevices=yes
-PrivateTmp={private_tmp}
-ProtectSystem=strict
-ReadWritePaths={writable}
 ProtectClock=yes
-ProtectHome=read-only
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-LockPersonality=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
 SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=multi-user.target
 """
+    + COMMON
+)
 
 # A socket that has reached its trigger limit stays dead until somebody comes; the updater would be woken by
 # its timer only.
@@ -190,7 +183,8 @@ WantedBy=timers.target
 # For a system on trial in which the other units are not there, or do not do. It starts at each boot by itself, and
 # ends at once where no slot is on trial. It looks at what is mounted, and restarts the machine: through systemd, and
 # by the kernel's own call when that does nothing. A guard that was killed looks again.
-GUARD = """\
+GUARD = (
+    """\
 [Unit]
 Description=Instar guard of a system on trial
 RequiresMountsFor={writable}
@@ -203,27 +197,12 @@ Restart=on-failure
 RestartSec=30s
 # State and config.toml that an operator gave to another user; the restart that systemd has not done:
 CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_SYS_BOOT
-NoNewPrivileges=yes
-PrivateTmp={private_tmp}
-ProtectSystem=strict
-ReadWritePaths={writable}
 ProtectClock=yes
-ProtectHome=read-only
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-LockPersonality=yes
 RestrictAddressFamilies=AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
 SystemCallFilter=@system-service reboot
-SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=multi-user.target
 """
+    + COMMON
+)
 
 UNITS = {
     "instar-agent.service": AGENT,
