@@ -21,11 +21,27 @@ from bench import report
 from bench.figures import Figure, number
 from instar.core.errors import MachineError, ServerUnreachable
 from instar_lab import machine, main, modules
+from instar_lab.container.box import first_inside
 from instar_lab.demo.script import GOOD, STEPS
 from instar_lab.node import Node
 from instar_lab.program.variants import VARIANTS
 from instar_lab.sim import frames
 from instar_server.ca import FleetCA
+
+
+def test_a_dead_child_of_nspawn_is_not_taken_for_the_container() -> None:
+    with subprocess.Popen(["sh", "-c", "true & exec sleep 60"]) as parent:
+        try:
+            status = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+
+            def dead() -> bool:
+                found = status.read_text().split()
+                return bool(found) and machine.command_line(int(found[0])) == ()
+
+            machine.wait_for(dead, "a dead child", 10.0, every_s=0.01)
+            assert first_inside(parent.pid) == 0
+        finally:
+            parent.kill()
 
 
 class TestMachine:

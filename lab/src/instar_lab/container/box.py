@@ -117,9 +117,8 @@ class Container:
         if self._nspawn.poll() is not None:
             said = machine.tail(self.console)
             raise MachineError("no-container", f"cannot boot: systemd-nspawn has ended: {said}")
-        self._leader = self._leader or _child(self._nspawn.pid)
-        if not self._leader or machine.command_line(self._leader)[:1] == ("systemd-nspawn",):
-            self._leader = 0
+        self._leader = self._leader or first_inside(self._nspawn.pid)
+        if not self._leader:
             return False
         if self.first:
             return self.run("true").returncode == 0
@@ -224,13 +223,24 @@ def _pid_namespace(pid: int) -> str:
         return ""
 
 
-def _child(pid: int) -> int:
-    """The first child of a process; 0 when it has none."""
+def first_inside(nspawn: int) -> int:
+    """The first process of the container that systemd-nspawn has made, by its pid outside; 0 as long as there is none.
+
+    Before it there is a child that only makes it, outside of it, and is dead soon; and it begins as a copy of
+    systemd-nspawn itself.
+    """
     try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        children = Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split()
     except OSError:
         return 0
-    return int(text.split()[0]) if text.split() else 0
+    outside = ("", _pid_namespace(os.getpid()))
+    for pid in map(int, children):
+        if _pid_namespace(pid) not in outside and machine.command_line(pid)[:1] not in (
+            (),
+            ("systemd-nspawn",),
+        ):
+            return pid
+    return 0
 
 
 def _call(*words: str) -> None:
