@@ -228,6 +228,28 @@ def test_the_guard_ends_a_lapsed_trial_and_its_process(node: Node, confirmed: bo
         child.wait()
 
 
+def test_a_hung_process_that_holds_its_lines_lock_is_ended_by_the_guard(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_trial(node)
+    node.clock.now += 26
+    hold = "import fcntl, sys, time; fcntl.flock(open(sys.argv[1], 'a'), 2); print('held', flush=True); time.sleep(60)"
+    words = [sys.executable, "-c", hold, str(node.line.layout.lock)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"held\n"
+            record = processes.Process(
+                child.pid, processes.start_time(child.pid) or 0, node.clock.boot, node.new.name
+            )
+            processes.record(node.layout.process("agent"), record)
+            monkeypatch.setattr(guard, "LOCK_WAIT_S", 0.2)
+            assert guard.guard(node.layout, "agent", node.clock, Started())
+            assert node.line.current() == node.old.name
+        finally:
+            child.kill()
+
+
 def test_the_guard_does_not_touch_a_process_of_another_release(node: Node) -> None:
     on_trial(node)
     node.clock.now += 26

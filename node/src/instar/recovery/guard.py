@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from instar.core.errors import InputError, InstarError
+from instar.core.errors import InputError, InstarError, MachineError
 from instar.core.reason import Reason
 from instar.host import processes, trials
 from instar.host.clock import Clock
@@ -28,7 +28,12 @@ def guard(layout: Layout, role: str, clock: Clock, services: Services) -> str:
     """
     line = Line(layout.line(role))
     lock = line.lock()
-    lock.acquire(LOCK_WAIT_S)
+    try:
+        lock.acquire(LOCK_WAIT_S)
+    except MachineError:
+        if not _end_hung(layout, line, role, clock):
+            raise
+        lock.acquire(LOCK_WAIT_S)
     with lock:
         trial = trials.read(line)
         if trial is None or trial.confirmed:
@@ -49,6 +54,18 @@ def guard(layout: Layout, role: str, clock: Clock, services: Services) -> str:
         return ""
     services.start(role)  # one that ended with status 0 is not started again by systemd
     return why
+
+
+def _end_hung(layout: Layout, line: Line, role: str, clock: Clock) -> bool:
+    """End the process on trial where its lease is over: it may be what holds the line's lock, and hang with it."""
+    trial = trials.read(line)
+    if trial is None or trial.confirmed or trial.release != line.current() or not trials.lapsed(trial, clock):
+        return False
+    process = processes.recorded(layout.process(role))
+    if process is None or process.release != trial.release:
+        return False
+    processes.stop(process, clock.boot_id(), GRACE_S)
+    return True
 
 
 def main(argv: list[str]) -> int:
