@@ -233,7 +233,7 @@ def test_a_hung_process_that_holds_its_lines_lock_is_ended_by_the_guard(
 ) -> None:
     on_trial(node)
     node.clock.now += 26
-    hold = "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.flock(file, 2); print('held', flush=True); time.sleep(60)"
+    hold = "import fcntl, sys, time as t; file = open(sys.argv[1], 'a'); fcntl.flock(file, 2); print('held', flush=True); t.sleep(60)"
     words = [sys.executable, "-c", hold, str(node.line.layout.lock)]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as child:
         try:
