@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import random
 import select
 import socket
 import ssl
@@ -64,7 +65,7 @@ class Updater:
             except ServerUnreachable:
                 if time.monotonic() + AGAIN_S > end:
                     raise
-            time.sleep(AGAIN_S)
+            time.sleep(AGAIN_S * random.uniform(1.0, 1.5))
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The decoded answer."""
