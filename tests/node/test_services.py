@@ -29,7 +29,7 @@ from instar.host.layout import LINES, Layout
 from instar.host.line import Line
 from instar.host.services import by_name, installed_for, running, services_of
 from instar.host.services.bare import Bare, further
-from instar.host.services.base import call
+from instar.host.services.base import RoleLockProbe, call
 from instar.host.services.detect import detect
 from instar.host.services.runit import scanned_folder
 from instar_lab import machine
@@ -42,14 +42,11 @@ sys.path.insert(0, {source!r})
 from instar.recovery import keep, launch
 sys.exit({{"launch": launch, "keep": keep}}[sys.argv[1]].main(sys.argv[2:]))
 """
+# Its lock is what the others wait for: all the rest is done by then.
 STEADY = """
 import fcntl, os, signal, sys, time
 state = sys.argv[sys.argv.index("--state") + 1]
 role = sys.argv[1]
-lock = os.open(f"{state}/run/{role}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-fcntl.flock(lock, fcntl.LOCK_EX)
-with open(f"{state}/run/{role}.starts", "a") as log:
-    log.write(f"{os.getpid()}\\n")
 def end(*_):
     with open(f"{state}/run/{role}.ends", "a") as log:
         log.write(f"{os.getpid()}\\n")
@@ -57,6 +54,10 @@ def end(*_):
     os._exit(0)
 signal.signal(signal.SIGTERM, end)
 print("words", *sys.argv[1:], os.environ.get("OF_MINE"), file=sys.stderr, flush=True)
+with open(f"{state}/run/{role}.starts", "a") as log:
+    log.write(f"{os.getpid()}\\n")
+lock = os.open(f"{state}/run/{role}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(lock, fcntl.LOCK_EX)
 time.sleep(120)
 """
 METHODS = ("systemd", "sysv", "openrc", "runit", "supervisor", "keeper", "bare")
@@ -90,7 +91,10 @@ class Hand:
         ]
         with (log or self.layout.run / "terminal").open("ab") as file:
             begun = subprocess.Popen(words, stderr=file, stdout=file, env={**os.environ, "OF_MINE": "kept"})
-        machine.wait_for(lambda: self.pids()[-1:] == [begun.pid], "an agent", 5.0, every_s=0.01)
+        probe = RoleLockProbe(self.layout.role_lock("agent"))
+        machine.wait_for(
+            lambda: self.pids()[-1:] == [begun.pid] and probe.held(), "an agent", 5.0, every_s=0.01
+        )
         return begun
 
     def pids(self, what: str = "starts", role: str = "agent") -> list[int]:
