@@ -20,7 +20,7 @@ from instar.host.records import read_node, read_quarantine, write_quarantine
 from instar.host.services import services_of
 from instar.host.sockets import ask
 
-UP_S = 10.0
+UP_S = 30.0  # for three programs, one after the other, on a small machine that is busy
 POLL_S = 0.05
 ASK_AGAIN_S = 1.0
 

@@ -17,7 +17,7 @@ from instar.host.interpreter import command
 from instar.host.locks import RoleLock
 from instar.host.services.base import GRACE_S, Manager, RoleLockProbe
 
-UP_S = 10.0
+UP_S = 30.0  # one that ends sooner is seen at once
 TURN_S = 2 * (GRACE_S + 5.0) + UP_S  # as long as the restart before ours may take
 POLL_S = 0.01
 

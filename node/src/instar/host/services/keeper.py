@@ -18,7 +18,9 @@ from instar.host.layout import LINES, Layout
 from instar.host.points import reach
 from instar.host.services.base import Manager, RoleLockProbe
 
-KEEPER_UP_S = 3.0
+KEEPER_UP_S = 30.0  # a small machine that has just booted takes its time
+RECORDED_S = 3.0  # from a keeper's lock to its record
+POLL_S = 0.01
 
 
 class ByHand(Manager):
@@ -47,31 +49,39 @@ class ByHand(Manager):
     def start(self, role: str) -> None:
         """Nudge the keeper to start what does not run, without its wait; start one unless one is there."""
         if not RoleLockProbe(self.layout.role_lock("keep")).held():
-            self.start_keeper()
-            self._wait_kept()
+            self._wait_kept(self.start_keeper())
             return
         keeper = self.recorded("keep")
         if keeper is not None:
             processes.send(keeper, self.clock.boot_id(), signal.SIGHUP)
 
-    def start_keeper(self) -> None:
-        spawn_keeper(self.layout, self.by)
+    def start_keeper(self) -> subprocess.Popen[bytes] | None:
+        """The new keeper's process, where it is ours."""
+        return spawn_keeper(self.layout, self.by)
 
     def end_keeper(self) -> None:
+        """Also one that has its lock, and will be recorded in a moment."""
+        probe, end = RoleLockProbe(self.layout.role_lock("keep")), self.clock.monotonic() + RECORDED_S
         self.end(self.recorded("keep"))
+        while probe.held() and self.clock.monotonic() < end:
+            time.sleep(POLL_S)
+            self.end(self.recorded("keep"))
 
-    def _wait_kept(self) -> None:
-        """Wait, with a bound, until the new keeper has its lock: a second one would find it taken."""
-        end = self.clock.monotonic() + KEEPER_UP_S
-        while not RoleLockProbe(self.layout.role_lock("keep")).held() and self.clock.monotonic() < end:
-            time.sleep(0.01)
+    def _wait_kept(self, keeper: subprocess.Popen[bytes] | None) -> None:
+        """Wait, with a bound, until the new keeper has its lock: a second one would find it taken. One that ends
+        instead is not waited for."""
+        probe, end = RoleLockProbe(self.layout.role_lock("keep")), self.clock.monotonic() + KEEPER_UP_S
+        while not probe.held() and self.clock.monotonic() < end:
+            if keeper is not None and keeper.poll() is not None:
+                return
+            time.sleep(POLL_S)
 
 
-def spawn_keeper(layout: Layout, by: str = "") -> None:
+def spawn_keeper(layout: Layout, by: str = "") -> subprocess.Popen[bytes]:
     """Start the keeper as a daemon of its own session: it must not die with whoever started it."""
     log = os.open(layout.run / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        subprocess.Popen(
+        return subprocess.Popen(
             command(layout.launcher, "keep", "--state", str(layout.state), *(["--by", by] if by else [])),
             stdin=subprocess.DEVNULL,
             stdout=log,
