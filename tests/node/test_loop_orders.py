@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import pytest
 
@@ -13,6 +13,8 @@ from instar.core.errors import InputError
 from instar.core.held import UNHEARD, Hold
 from instar.host import points
 from instar.host.records import read_held, write_held
+from instar.updater.http.calls import Services
+from instar.updater.http.documents import transactions
 from instar.updater.orders import Orders
 from instar.updater.targets import Targets
 from tests.node.looping import AWAY, World, offer
@@ -136,6 +138,32 @@ def test_progress_is_told_to_other_threads(world: World) -> None:
     assert ("stage", size, size) in seen
     assert world.orders.wait_past(before, 0.0) > before
     assert world.orders.doing().tx == ""
+
+
+def test_what_is_shown_as_finished_refuses_no_order(world: World) -> None:
+    """Whoever has waited for the end of one may order the next at once."""
+    node, seen = world.node, set[tuple[bool, str]]()
+
+    def nobody() -> NoReturn:
+        raise AWAY
+
+    services = Services(
+        node.layout, node.clock, node.program(), world.orders, Targets(node.kit()), node.journals, "n", nobody
+    )
+
+    def listen(_: str) -> None:
+        for shown in transactions(services, 5)["transactions"]:
+            seen.add((shown["finished"], world.orders.under_way()))
+
+    points.listener = listen
+    try:
+        world.loop.round()
+    finally:
+        points.listener = None
+    listen("")
+    (begin,) = world.begun
+    assert (False, begin.tx) in seen
+    assert {under_way for finished, under_way in seen if finished} == {""}
 
 
 def test_an_order_does_not_wait_behind_a_push_that_waits_for_the_server(world: World) -> None:

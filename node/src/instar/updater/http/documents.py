@@ -131,7 +131,9 @@ def _transaction(journal: Journal, orders: Orders) -> dict[str, Any]:
     progress = journal.progress
     begin, reason = progress.begin, progress.reason
     doing = orders.doing()
-    ours = doing.tx == begin.tx and not progress.finished
+    driven = doing.tx == begin.tx
+    finished = progress.finished and not driven  # until it is let go, nothing else can be ordered
+    ours = driven and not progress.finished
     return {
         "tx": begin.tx,
         "line": begin.line,
@@ -141,12 +143,12 @@ def _transaction(journal: Journal, orders: Orders) -> dict[str, Any]:
         "digest": begin.digest,
         "from_version": version_of(begin.origin) if begin.origin else "",
         "state": progress.state.value,
-        "finished": progress.finished,
+        "finished": finished,
         "phase": doing.phase if ours else "",
         "bytes": {"done": doing.done, "total": doing.total} if ours and doing.total else None,
         "reason": {"code": reason.code, "text": reason.text} if reason else None,
         "began": progress.began.wall,
-        "ended": progress.changed.wall if progress.finished and progress.changed else None,
+        "ended": progress.changed.wall if finished and progress.changed else None,
         "changes": [
             {
                 "number": change.number,
