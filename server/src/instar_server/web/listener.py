@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from instar.core.errors import MachineError
 
 MOST_CONNECTIONS = 512
+KEPT_S = 15  # longer than clients do (httpx: 5 s): who closes first may do so as the next request comes
 
 
 class _Uvicorn(uvicorn.Server):
@@ -37,6 +38,7 @@ class WebListener:
             ws="none",
             server_header=False,
             limit_concurrency=MOST_CONNECTIONS,
+            timeout_keep_alive=KEPT_S,
             timeout_graceful_shutdown=2,
             ssl_certfile=certificate,
         )
