@@ -38,7 +38,7 @@ def test_a_dead_child_of_nspawn_is_not_taken_for_the_container() -> None:
                 found = status.read_text().split()
                 return bool(found) and machine.command_line(int(found[0])) == ()
 
-            machine.wait_for(dead, "a dead child", 10.0, every_s=0.01)
+            machine.wait_for(dead, "a dead child", 60.0, every_s=0.01)
             assert first_inside(parent.pid) == 0
         finally:
             parent.kill()
@@ -70,7 +70,7 @@ class TestMachine:
                 assert process.stdout is not None
                 process.stdout.readline()
             assert machine.end_all_naming(tmp_path, grace_s=0.3) == 1
-            assert stubborn.wait(5) == -9
+            assert stubborn.wait(60) == -9
             assert stranger.poll() is None
         finally:
             for process in (stubborn, stranger):
@@ -80,28 +80,41 @@ class TestMachine:
     def test_a_role_is_played_twice_only_when_both_processes_stay(self) -> None:
         """A child that has not executed its own program yet is seen with its parent's command line."""
         node = Node(Path(tempfile.mkdtemp(prefix="il-", dir="/tmp")))
-        code = "import os, sys, time; child = os.fork(); print(flush=True); time.sleep(60 if child else float(sys.argv[1]))"
-        for stays_s, raises in (("0.3", False), ("60", True)):
-            words = [stays_s, str(node.state / "instar.pyz"), "updater", "--state", str(node.state)]
-            parent = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE)
+        code = "import os, sys, time; child = os.fork(); print(flush=True); child or sys.stdin.read(); time.sleep(60 * bool(child))"
+        for stays in (False, True):
+            words = [str(node.state / "instar.pyz"), "updater", "--state", str(node.state)]
+            parent = subprocess.Popen(
+                [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            assert parent.stdin is not None
+            assert parent.stdout is not None
             try:
-                assert parent.stdout is not None
                 parent.stdout.readline()
                 assert len(node.running()) == 2
+                assert node.pid("updater") == parent.pid
+                if not stays:
+                    threading.Timer(0.3, parent.stdin.close).start()
                 with (
-                    pytest.raises(MachineError, match="two processes as updater") if raises else nullcontext()
+                    pytest.raises(MachineError, match="two processes as updater") if stays else nullcontext()
                 ):
                     assert node.digests() == {"updater": ""}
             finally:
                 assert node.end(grace_s=0.1) >= 1
-                parent.communicate()
+                parent.stdin.close()
+                parent.stdout.close()
+                parent.wait(60)
         node.state.rmdir()
+
+    def test_a_free_port_is_none_that_the_kernel_gives_away(self) -> None:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        with socket.create_server(("127.0.0.1", machine.free_port())) as listener:
+            assert 1024 < listener.getsockname()[1] < lowest
 
     def test_waiting_is_bounded_and_says_what_there_is(self) -> None:
         began = time.monotonic()
         with pytest.raises(MachineError, match=r"expected rain within 0.2 s, got sun"):
             machine.wait_for(lambda: False, "rain", 0.2, lambda: "sun", every_s=0.01)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
 
     def test_tail_of_a_log(self, tmp_path: Path) -> None:
         log = tmp_path / "a.log"
@@ -217,9 +230,10 @@ class TestRefusals:
         return ["sim", "--server", server, "--ca", ca, "--token", "t", "--agents", "50", "--seconds", "1"]
 
     def test_no_server_there(self, ca: str, capsys: pytest.CaptureFixture[str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            place = f"https://127.0.0.1:{taken.getsockname()[1]}"
-        status, said = self.told(capsys, *self.sim(place, ca))
+        with socket.socket() as deaf:  # nobody else may listen here
+            deaf.bind(("127.0.0.1", 0))
+            place = f"https://127.0.0.1:{deaf.getsockname()[1]}"
+            status, said = self.told(capsys, *self.sim(place, ca))
         assert status == ServerUnreachable.exit_status
         assert place in said
         assert "is the server running" in said
@@ -291,7 +305,7 @@ class TestModules:
         environment = os.environ | {"PATH": str(tools), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         done = subprocess.run(
             [*line, "--out", str(out), *words],
-            capture_output=True, text=True, timeout=60, check=False, env=environment,
+            capture_output=True, text=True, timeout=300, check=False, env=environment,
         )  # fmt: skip
         return done, {path.name.removesuffix("-1.0.0.tar.gz") for path in out.iterdir()}
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +106,14 @@ def wait_gone(pid: int, within_s: float) -> bool:
         os.close(pidfd)
 
 
+def parent(pid: int) -> int:
+    """0 when there is no such process."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def rss(pid: int) -> int:
     """Resident memory in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
@@ -112,6 +123,19 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of a process, its waited-for children not included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on, for who has to name one before it is bound.
+
+    Not one of those that the kernel gives to whoever asks for any: those are gone before it is used, now and then.
+    """
+    ports, chance = range(20_000, 32_000), random.SystemRandom()
+    for _ in range(100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port := chance.choice(ports)))
+            return port
+    raise MachineError("no-port", f"cannot find a free port: tried 100 of {ports.start} to {ports.stop}")
 
 
 def pause(seconds: float) -> None:

@@ -17,7 +17,7 @@ from instar.trust.program import program_digest
 from instar_lab import machine
 
 COMMAND_S = 60.0
-DOUBLE_S = 1.0  # from fork to exec takes a child milliseconds, on a busy machine tens of them
+DOUBLE_S = 3.0  # from fork to exec takes a child milliseconds, on a busy machine tens of them
 # Nodes of one machine would compete for the one default port, and the others would log that it is taken.
 NO_WAKE_PORT = "\n[wake]\nport = 0\n"
 NO_API = 'api = ""\n'  # the same for the updater's API; its Unix socket stays
@@ -136,7 +136,9 @@ class Node:
         return {running.role: running.digest for running in seen}
 
     def pid(self, role: str) -> int | None:
-        return next((running.pid for running in self.running() if running.role == role), None)
+        """Not that of a child which shows its parent's command line until it executes a program of its own."""
+        found = [running.pid for running in self.running() if running.role == role]
+        return next((pid for pid in found if machine.parent(pid) not in found), None)
 
     def logs(self, lines: int = 12) -> str:
         """The ends of this node's logs, for an error message."""

@@ -28,8 +28,8 @@ from instar_server.trust import keys, offline
 from instar_server.trust.bundle import Built
 from instar_server.trust.pack import Release, pack_recovery, pack_release
 
-START_S = 30.0
-STOP_S = 15.0
+START_S = 90.0
+STOP_S = 30.0
 HOLDERS, THRESHOLD = 3, 2  # keys of root and targets, and how many of them must sign
 PASSPHRASE = b"lab only: opens nothing of value"
 HOST = "127.0.0.1"
@@ -100,7 +100,7 @@ class LabServer:
 
     def start(self) -> None:
         """Run it and wait until it listens. Started again, it has the same ports, so nodes find it."""
-        ports = (self._ports.get(name, 0) for name in ("gateway_port", "api_port"))
+        ports = (self._ports.get(name) or machine.free_port() for name in ("gateway_port", "api_port"))
         options = [f"--{name}-port={port}" for name, port in zip(("gateway", "api"), ports, strict=True)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -22,12 +22,12 @@ from instar_lab.node import Node
 from instar_lab.program import build, variants
 from instar_lab.server import NodeSeen
 
-STEP_S = 60.0  # the longest that any step may take
+STEP_S = 150.0  # the longest that any step may take
 SETTLED_S = 1.5  # how long a node must stay as it should be before it is believed
 
 STEPS_IN_ALL = len(STEPS) + len(ACTS)
 
-# So that seven releases fit into a minute and a half. Nothing else differs from a real node.
+# So that seven releases fit into two minutes. Nothing else differs from a real node.
 SETTINGS = """\
 [trial]
 hold_s = 2.0
@@ -36,7 +36,7 @@ cap_s = 60.0
 attempts = 2
 
 [rehearsal]
-within_s = 5.0
+within_s = 15.0
 
 [updater]
 retry_floor_s = 0.3

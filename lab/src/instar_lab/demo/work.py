@@ -28,11 +28,11 @@ from instar_lab.node import Node
 from instar_lab.program import build
 from instar_server.ctl.orders import whole
 
-JOB_S = 30.0  # the deadline of a job, and for all answers to come
+JOB_S = 90.0  # the deadline of a job, and for all answers to come
 EVERY_S = 0.1  # between two orders while something is restarted
 JOBS_AROUND = 3  # ordered before the restart, and after it
-WITHIN_S = 30.0  # the bound of a restart
-TOLD_S = 20.0  # for a change to be told by every node
+WITHIN_S = 90.0  # the bound of a restart
+TOLD_S = 60.0  # for a change to be told by every node
 Wait = Callable[[Callable[[list[dict[str, Any]]], bool], str], None]
 
 

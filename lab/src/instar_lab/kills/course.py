@@ -11,7 +11,7 @@ from instar_lab import machine
 from instar_lab.kills.modules import BETTER, GOOD, MEMORY
 from instar_lab.kills.ward import Ward
 
-BEGUN_S = 20.0
+BEGUN_S = 60.0
 
 
 class Course:

@@ -28,9 +28,9 @@ from instar_lab.program import build, variants
 from instar_lab.server import LabServer
 
 AT_ONCE = 8
-KILLED_S = 30.0  # until the planned kill has happened
+KILLED_S = 60.0  # until the planned kill has happened
 SERVER_SETTINGS = "look_floor_s = 0.2\n"  # wishes follow each other quickly here
-SETTLED_S = 60.0  # until the node has come to rest by itself
+SETTLED_S = 180.0  # until the node has come to rest by itself
 
 
 class Range:

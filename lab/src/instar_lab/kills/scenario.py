@@ -16,7 +16,7 @@ cap_s = 40.0
 attempts = 3
 
 [rehearsal]
-within_s = 10.0
+within_s = 30.0
 
 [updater]
 retry_floor_s = 0.1

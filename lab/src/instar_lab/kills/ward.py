@@ -33,7 +33,7 @@ cap_s = 40.0
 attempts = 1
 
 [rehearsal]
-within_s = 10.0
+within_s = 30.0
 
 [updater]
 retry_floor_s = 0.1
@@ -42,7 +42,7 @@ poll_s = 2.0
 """
 LINE = f"module/{MEMORY}"
 ANSWER_S = 5.0
-RESTED_S = 45.0
+RESTED_S = 120.0
 STAYS = {"keep", *LINES, "runner"}  # what runs while a node rests
 FINAL = ("done", "failed", "cancelled", "lapsed", "lost")
 
@@ -155,16 +155,18 @@ class Ward:
         said = self.said("agent", "health")
         agent, services = said["pid"], {pid for pid in said["pids"].values() if pid}
         found = {seen.pid: seen.words for seen in machine.naming(self.node.state) if "runner" in seen.words}
-        warm = {pid for pid, words in found.items() if words[-1] == "--warm" and parent(pid) == agent}
-        spare = {pid for pid in found if parent(pid) in warm}
+        warm = {pid for pid, words in found.items() if words[-1] == "--warm" and machine.parent(pid) == agent}
+        spare = {pid for pid in found if machine.parent(pid) in warm}
         left = set(found) - services - warm - spare
         if left:
-            return f"runners are left over: {[(pid, parent(pid), found[pid]) for pid in sorted(left)]}"
+            return (
+                f"runners are left over: {[(pid, machine.parent(pid), found[pid]) for pid in sorted(left)]}"
+            )
         if len(warm) > 1 or len(spare) > SPARES:
             return f"{len(warm)} fork servers with {len(spare)} spares run"
         if services - set(found):
             return f"the agent speaks of processes that are not there: {services - set(found)}"
-        strays = [pid for pid in services if parent(pid) != agent]
+        strays = [pid for pid in services if machine.parent(pid) != agent]
         return f"services that are no children of the agent run: {strays}" if strays else ""
 
     def _line(self) -> str:
@@ -240,12 +242,3 @@ class Ward:
             return f"the module's sum is {row['reply']['sum']}, not {want}"
         self.sum = want
         return ""
-
-
-def parent(pid: int) -> int:
-    """0 for a process that is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[1])

@@ -15,7 +15,7 @@ from instar_lab.updatetest.options import Options
 from instar_lab.updatetest.place import Place
 from instar_lab.updatetest.stream import Heard, Stream
 
-ANSWERS_WITHIN_S = 10.0
+ANSWERS_WITHIN_S = 30.0
 QUIET_S = 1.0  # after so long without a word the server is asked what was missed
 CONFIRMED, REVERTED = "confirmed", "reverted"
 FAILED = ("failed", "declined", "dropped", "cut")  # states of a transfer that brought nothing

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from instar.core.errors import InstarError, MachineError
 from instar_server.ctl.client import Access, Client
 
-OPEN_S = 10.0
+OPEN_S = 30.0
 LASTS_S = 3600.0  # as long as the server keeps one open
 AGAIN_S = 0.2
 
