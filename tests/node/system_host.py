@@ -42,7 +42,7 @@ FIRST = 2048  # block of the first partition
 SLOT_BLOCKS = 6144  # 3 MiB
 NAMES = ("ESP", "instar-system-a", "instar-system-b")
 ROOT = Path(__file__).parents[2]
-READY_S, STOP_S = 30.0, 10.0
+READY_S, STOP_S, ENDED_S = 90.0, 60.0, 120.0
 
 SETTINGS = """\
 [os]
@@ -53,8 +53,8 @@ answer_s = {answer_s}
 {more}
 [trial]
 hold_s = 0.3
-lease_s = 40.0
-cap_s = 60.0
+lease_s = 120.0
+cap_s = 180.0
 
 [network]
 rate_bytes_s = {rate}
@@ -267,7 +267,7 @@ class SystemHost:
             connection.close()
 
     def look(self) -> None:
-        ask(self.layout.socket("updater"), {"do": "look"}, 5.0)
+        ask(self.layout.socket("updater"), {"do": "look"}, STOP_S)
 
     def connected(self) -> None:
         def is_connected() -> bool:
@@ -291,7 +291,7 @@ class SystemHost:
         found: dict[str, Any] = self.hall.server.api.get(f"/nodes/{self.node.id}/system")
         return found
 
-    def ended(self, order: str, within_s: float = 60.0) -> dict[str, Any]:
+    def ended(self, order: str, within_s: float = ENDED_S) -> dict[str, Any]:
         """The server's row, once it has ended."""
 
         def row() -> dict[str, Any] | None:
@@ -300,7 +300,7 @@ class SystemHost:
 
         return lab.wait_for(row, "an end of the update", within_s, self.said, every_s=0.2)
 
-    def goes_down(self, within_s: float = 60.0) -> str:
+    def goes_down(self, within_s: float = ENDED_S) -> str:
         return lab.wait_for(lambda: self.machine.down, "a machine going down", within_s, self.said)
 
     def transactions(self) -> list[dict[str, Any]]:
@@ -313,7 +313,7 @@ class SystemHost:
         found = Journals(self.layout.journal, Clock()).read_all()
         return [journal.progress.begin for journal in found if journal.progress.begin.line == "os"]
 
-    def finished(self, tx: str, within_s: float = 60.0) -> dict[str, Any]:
+    def finished(self, tx: str, within_s: float = ENDED_S) -> dict[str, Any]:
         end = time.monotonic() + within_s
         while time.monotonic() < end:
             status, found = self.call("GET", f"/v1/transactions/{tx}?wait_s=5")

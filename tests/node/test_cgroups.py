@@ -16,6 +16,8 @@ from instar.host.cgroups import Groups, Leaf, find
 from instar.host.marks import Mark
 
 SLEEP = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
+WITHIN_S = 30.0
+NOBODY = 1 << 23  # more than any process's number
 real = pytest.mark.skipif(find() is None, reason="no cgroup v2 of ours on this machine")
 
 
@@ -188,7 +190,7 @@ def test_kill_one_by_one_where_the_kernel_is_old(tree: Tree) -> None:
     child = subprocess.Popen(SLEEP)
     (folder / "cgroup.procs").write_text(f"{child.pid}\n")
     Leaf(folder).kill()
-    assert child.wait(5) == -9
+    assert child.wait(WITHIN_S) == -9
 
 
 # --- the real tree
@@ -202,6 +204,19 @@ def groups() -> Iterator[Groups]:
     yield found
     found.close()
     assert not found.folder.exists()
+
+
+def put_into(folder: Path, pid: int) -> None:
+    """Any agent on this machine, another worker's too, tidies a group of a dead agent away while nobody is in it."""
+    end = time.monotonic() + WITHIN_S
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            Leaf(folder).add(pid)
+            return
+        except OSError:
+            if time.monotonic() >= end:
+                raise
 
 
 @real
@@ -218,11 +233,11 @@ def test_a_leaf_holds_what_left_its_session(groups: Groups) -> None:
     child.stdin.write("x")
     child.stdin.close()
     escaped = int(child.stdout.readline())
-    child.wait(5)
+    child.wait(WITHIN_S)
     child.stdout.close()
     assert leaf.pids() == [escaped]
     assert leaf.populated()
-    assert leaf.remove()
+    assert leaf.remove(WITHIN_S)
     assert not leaf.folder.exists()
     assert leaf.remove()
 
@@ -232,7 +247,7 @@ def test_a_leaf_of_the_same_name_is_ended_first(groups: Groups) -> None:
     child = subprocess.Popen(SLEEP)
     groups.make("module-x").add(child.pid)
     again = groups.make("module-x")
-    assert child.wait(5) == -9
+    assert child.wait(WITHIN_S) == -9
     assert again.pids() == []
     again.remove()
 
@@ -240,14 +255,13 @@ def test_a_leaf_of_the_same_name_is_ended_first(groups: Groups) -> None:
 @real
 def test_what_a_dead_agent_left_is_tidied_up(groups: Groups) -> None:
     """Its runs are killed; its services may still be saving their state."""
-    old = groups.folder.parent / "instar-4194399"
-    for name in ("agent", "job-3", "module-x"):
-        (old / name).mkdir(parents=True)
+    old = groups.folder.parent / f"instar-{NOBODY + os.getpid()}"
     run, service = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
-    Leaf(old / "job-3").add(run.pid)
-    Leaf(old / "module-x").add(service.pid)
+    put_into(old / "module-x", service.pid)
+    put_into(old / "job-3", run.pid)
+    (old / "agent").mkdir(exist_ok=True)
     groups.open()
-    assert run.wait(5) == -9
+    assert run.wait(WITHIN_S) == -9
     assert service.poll() is None
     service.kill()
     service.wait()
@@ -257,20 +271,18 @@ def test_what_a_dead_agent_left_is_tidied_up(groups: Groups) -> None:
 
 @real
 def test_a_living_agent_is_let_be(groups: Groups) -> None:
-    other = groups.folder.parent / "instar-4194398"
+    other = groups.folder.parent / f"instar-{NOBODY + os.getpid()}"
     agent, run = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
-    (other / "agent").mkdir(parents=True)
-    Leaf(other / "agent").add(agent.pid)
-    (other / "job-1").mkdir()
-    Leaf(other / "job-1").add(run.pid)
+    put_into(other / "agent", agent.pid)
+    put_into(other / "job-1", run.pid)
     groups.open()
     time.sleep(0.1)
     assert run.poll() is None
     for process, name in ((run, "job-1"), (agent, "agent")):
         process.kill()
         process.wait()
-        assert Leaf(other / name).remove()
-    other.rmdir()
+        assert Leaf(other / name).remove(WITHIN_S)
+    assert Leaf(other).remove(WITHIN_S)
 
 
 @real
@@ -308,7 +320,7 @@ def test_a_mark_is_handed_down_and_found() -> None:
     child.stdin.write("x")
     child.stdin.close()
     escaped = int(child.stdout.readline())
-    child.wait(5)
+    child.wait(WITHIN_S)
     child.stdout.close()
     assert list(mark.pids()) == [escaped]
     assert list(other.pids()) == []
@@ -317,7 +329,7 @@ def test_a_mark_is_handed_down_and_found() -> None:
     assert list(mark.pids()) == []
     assert mark.kill()
     assert os.sched_getscheduler(0) == policy
-    end = time.monotonic() + 5
+    end = time.monotonic() + WITHIN_S
     while Path(f"/proc/{escaped}/cmdline").exists() and Path(f"/proc/{escaped}/cmdline").read_bytes():
         assert time.monotonic() < end
         time.sleep(0.01)

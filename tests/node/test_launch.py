@@ -287,7 +287,7 @@ def test_a_killed_guard_is_finished_by_the_next_one(node: Node, point: str) -> N
         points.listener = None
         assert guard.guard(node.layout, "agent", node.clock, Started())
         assert node.line.current() == node.old.name
-        assert child.wait(5) < 0  # the hanging process of the bad release is gone too
+        assert child.wait(30) < 0  # the hanging process of the bad release is gone too
     finally:
         points.listener = None
         child.kill()

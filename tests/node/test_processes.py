@@ -82,14 +82,14 @@ def test_a_record_survives_and_a_torn_one_is_none(tmp_path: Path) -> None:
 
 
 def test_a_process_that_heeds_term_is_stopped(meek: Child) -> None:
-    assert processes.stop(meek.process, BOOT, 5.0) == "stopped"
+    assert processes.stop(meek.process, BOOT, 30.0) == "stopped"
     assert meek.popen.wait(1) == -signal.SIGTERM
 
 
 def test_a_process_that_ignores_term_is_killed_after_the_grace(stubborn: Child) -> None:
     began = time.monotonic()
     assert processes.stop(stubborn.process, BOOT, 0.2) == "killed"
-    assert 0.2 <= time.monotonic() - began < 3.0
+    assert 0.2 <= time.monotonic() - began < 20.0
     assert stubborn.popen.wait(1) == -signal.SIGKILL
     assert processes.stop(stubborn.process, BOOT, 0.2) == "gone"
 
@@ -99,7 +99,7 @@ def test_a_zombie_is_gone(meek: Child) -> None:
     assert fd is not None
     assert not processes.wait_gone(fd, 0.0)
     meek.popen.kill()
-    assert processes.wait_gone(fd, 5.0)  # ended, but nobody has waited for it
+    assert processes.wait_gone(fd, 30.0)  # ended, but nobody has waited for it
     os.close(fd)
     assert processes.start_time(meek.popen.pid) is None
     assert not processes.alive(meek.process, BOOT)
@@ -108,7 +108,7 @@ def test_a_zombie_is_gone(meek: Child) -> None:
 
 def test_a_signal_reaches_exactly_the_process(meek: Child) -> None:
     assert processes.send(meek.process, BOOT, signal.SIGTERM)
-    meek.popen.wait(5)
+    meek.popen.wait(30)
     assert not processes.send(meek.process, BOOT, signal.SIGTERM)
 
 
@@ -119,7 +119,7 @@ def test_a_program_name_with_brackets_and_blanks_does_not_confuse(tmp_path: Path
     try:
         assert processes.start_time(child.pid) == processes.start_time(child.pid)
         assert (
-            processes.stop(Process(child.pid, processes.start_time(child.pid) or 0, BOOT), BOOT, 5.0)
+            processes.stop(Process(child.pid, processes.start_time(child.pid) or 0, BOOT), BOOT, 30.0)
             == "stopped"
         )
     finally:

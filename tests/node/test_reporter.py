@@ -12,7 +12,7 @@ from instar.engine.journal import Journals
 from instar.host.clock import Clock
 from instar.updater.reporter import Reporter
 
-WITHIN_S = 5.0
+WITHIN_S = 60.0
 
 
 class Server:

@@ -164,8 +164,8 @@ def test_term_then_kill_and_proof(nest: Nest) -> None:
     meek, stubborn = nest.agent(), nest.agent(STUBBORN)
     found = strays.find(nest.layout, "agent", nest.boot_id)
     began = time.monotonic()
-    assert strays.end(found, nest.boot_id, grace_s=0.5) == {meek: "stopped", stubborn: "killed"}
-    assert time.monotonic() - began < 10.0
+    assert strays.end(found, nest.boot_id, grace_s=2.0) == {meek: "stopped", stubborn: "killed"}
+    assert time.monotonic() - began < 20.0
     assert not nest.lives(meek)
     assert not nest.lives(stubborn)
     assert strays.end(found, nest.boot_id, grace_s=0.5) == {meek: "gone", stubborn: "gone"}
@@ -257,5 +257,5 @@ def test_nobody_is_a_stray_of_its_own_search(nest: Nest) -> None:
     """The one who searches, and whoever started it, may be of the role itself."""
     nest.pyz.write_text(SEARCH + "print(len(found))\n")
     words = [sys.executable, str(nest.pyz), "agent", "--state", str(nest.layout.state)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True, cwd=os.sep)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True, cwd=os.sep)
     assert done.stdout == "0\n"

@@ -12,12 +12,12 @@ import pytest
 
 from instar.core.errors import ServerRefused
 from instar_lab import machine as lab
-from tests.node.system_host import Hall, SystemHost
+from tests.node.system_host import READY_S, Hall, SystemHost
 from tests.node.tls_server import TlsServer, answer
 
 
 def test_wish_of_the_server_fills_the_other_slot_and_its_bytes_are_told(hall: Hall, folder: Path) -> None:
-    host = SystemHost(hall, folder, rate=250_000)
+    host = SystemHost(hall, folder, rate=150_000)  # 10 s, in which it is looked at now and then
     try:
         host.start()
         host.connected()
@@ -91,24 +91,30 @@ def test_update_by_reboot_then_a_cold_boot_that_was_ordered_then_the_way_back(
     host.goes_down()
     assert host.machine.boot.state().once == "b"
     assert host.machine.records()["b"].state == "trial"
-    assert host.system()["updates"][0]["phase"] == "trial"
+
+    def is_told() -> bool:
+        return bool(host.system()["updates"][0]["phase"] == "trial")
+
+    lab.wait_for(is_told, "a word of the trial", READY_S, host.said)
     boots(host, "b")
     row = host.ended(made["id"])
     assert (row["state"], row["outcome"], row["code"]) == ("confirmed", "confirmed", ""), row
     assert host.machine.boot.state().order == ("b", "a")
     record = host.machine.records()["b"]
     assert (record.state, record.booted_by, record.cold_boot_seen) == ("good", "firmware", True)
-    lab.wait_for(lambda: host.system()["running"] == "b", "a report of the new slot", 10.0, host.said)
+    lab.wait_for(lambda: host.system()["running"] == "b", "a report of the new slot", READY_S, host.said)
 
-    ordered = api.post(f"/nodes/{host.node.id}/cold-boot", {"at": time.time() + 3.0})
+    at = time.time() + 3.0
+    ordered = api.post(f"/nodes/{host.node.id}/cold-boot", {"at": at})
     host.look()
-    time.sleep(1.0)
-    assert host.machine.down == "", "it is not time yet"
+    while not (down := host.machine.down) and time.time() < at:
+        time.sleep(0.05)
+    assert not down or time.time() >= at, "it is not time yet"
     boots(host, "b")
-    lab.wait_for(lambda: host.system()["cold_boot"] is None, "an end of the cold boot", 30.0, host.said)
+    lab.wait_for(lambda: host.system()["cold_boot"] is None, "an end of the cold boot", READY_S, host.said)
     last = host.begins()[-1]
     assert (last.cause, last.generation, last.version) == ("cold-boot", ordered["generation"], "1.1.0")
-    assert host.transactions()[0]["state"] == "confirmed"
+    assert host.finished(last.tx)["state"] == "confirmed"
 
     status, back = host.call("POST", "/v1/rollback", {"line": "os"})
     assert (status, back["version"]) == (202, "1.0.0"), back
@@ -145,7 +151,7 @@ def test_kexec_that_this_kernel_denies_becomes_a_reboot(system_host: SystemHost)
 
 
 def test_updater_that_is_killed_while_it_writes_goes_on(hall: Hall, folder: Path) -> None:
-    host = SystemHost(hall, folder, rate=400_000)
+    host = SystemHost(hall, folder, rate=250_000)  # 4 s for its second half
     try:
         host.start()
         host.connected()
@@ -155,7 +161,7 @@ def test_updater_that_is_killed_while_it_writes_goes_on(hall: Hall, folder: Path
             update = host.call("GET", "/v1/system")[1]["update"]
             return bool(update and update["done"] > 900_000)
 
-        lab.wait_for(half, "half of the image", 30.0, host.said, every_s=0.05)
+        lab.wait_for(half, "half of the image", READY_S, host.said, every_s=0.05)
         host.end_updater(signal.SIGKILL)
         assert host.machine.records()["b"].state == "writing"
         assert not host.machine.boot.kernel("b").exists(), "half a system must not be bootable"
@@ -169,12 +175,12 @@ def test_updater_that_is_killed_while_it_writes_goes_on(hall: Hall, folder: Path
 
 
 def test_update_that_is_cancelled_meanwhile_takes_no_machine_down(hall: Hall, folder: Path) -> None:
-    host = SystemHost(hall, folder, rate=300_000)
+    host = SystemHost(hall, folder, rate=100_000)  # 15 s: it is cancelled long before
     try:
         host.start()
         host.connected()
         host.update_os("lab-1.2.0", "reboot")
-        lab.wait_for(lambda: (host.system()["update"] or {}).get("done"), "first bytes", 30.0, host.said)
+        lab.wait_for(lambda: (host.system()["update"] or {}).get("done"), "first bytes", READY_S, host.said)
         hall.server.api.delete(f"/nodes/{host.node.id}/update-os")
         done = host.finished(host.begins()[0].tx)
         assert (done["state"], done["reason"]["code"]) == ("reverted", "superseded")
@@ -218,13 +224,13 @@ def test_slots_that_are_not_there_are_told_and_found_once_they_are(hall: Hall, f
     try:
         aside = disk.rename(disk.with_name("aside"))
         host.start()
-        error = lab.wait_for(lambda: host.system()["error"], "a word about the slots", 30.0, host.said)
+        error = lab.wait_for(lambda: host.system()["error"], "a word about the slots", READY_S, host.said)
         assert (error["code"], str(disk) in error["text"]) == ("disk-failed", True)
         assert host.system()["slots"] == {}
         with pytest.raises(ServerRefused, match=r"no-slots|disk-failed"):
             host.update_os("lab-1.1.0", "none")
         aside.rename(disk)
-        lab.wait_for(lambda: host.system()["running"] == "a", "slots again", 30.0, host.said)
+        lab.wait_for(lambda: host.system()["running"] == "a", "slots again", READY_S, host.said)
         assert host.system()["error"] is None
         assert host.ended(host.update_os("lab-1.1.0", "none")["id"])["state"] == "confirmed"
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from instar.engine.journal import Journal, Journals
 from instar.host.clock import Clock
 from instar.updater.reporter import Reporter
 
-WITHIN_S = 10.0
+WITHIN_S = 60.0
 
 
 class Server:
@@ -68,15 +67,16 @@ def world(tmp_path: Path) -> Iterator[World]:
 def test_bytes_are_told_once_a_second_and_the_last_of_them_too(world: World) -> None:
     world.reporter.start()
     began = time.monotonic()
-    while time.monotonic() < began + 2.5:
+    while len(world.server.told) < 3:
+        assert time.monotonic() < began + WITHIN_S
         world.done += 1
         world.reporter.system_changed()
         time.sleep(0.005)
     last = world.done
-    world.until(lambda: bool(world.server.told) and world.server.told[-1][1] == last)
+    world.until(lambda: world.server.told[-1][1] == last)
     told = [at for at, _ in world.server.told]
-    assert 3 <= len(told) <= 5, told
-    assert all(later - sooner >= 0.99 for sooner, later in itertools.pairwise(told))
+    # From the start on, for a thread may be kept waiting between its look at the clock and its word.
+    assert all(at - began >= 1.0 * number for number, at in enumerate(told)), told
     values = [value for _, value in world.server.told]
     assert values == sorted(values)
 
@@ -84,14 +84,15 @@ def test_bytes_are_told_once_a_second_and_the_last_of_them_too(world: World) -> 
 def test_change_of_step_is_told_at_once_with_its_event_and_generation(world: World) -> None:
     world.reporter.start()
     journal = world.begin()
+    began = time.monotonic()
     for step in (Step.STAGE, Step.VERIFY):
-        before = len(world.server.told)
         journal.intent(step)
         journal.outcome(step, Event.DONE, None, {})
-        now = time.monotonic()
-        world.reporter.changed(journal.progress)
-        world.until(lambda before=before: len(world.server.told) > before)  # type: ignore[misc]
-        assert time.monotonic() - now < 0.9
+        for _ in range(10):  # 19 s, if each waited for the one before it to be old enough
+            before = len(world.server.told)
+            world.reporter.changed(journal.progress)
+            world.until(lambda before=before: len(world.server.told) > before)  # type: ignore[misc]
+    assert time.monotonic() - began < 15.0
     assert [(e["line"], e["phase"], e["generation"]) for e in world.server.events][-1] == (
         "os",
         "verified",

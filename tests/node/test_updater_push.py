@@ -120,7 +120,7 @@ def test_a_body_that_ends_early_is_refused_and_leaves_nothing(quiet: Host) -> No
     assert nothing_of_it(quiet)
     with contextlib.closing(quiet.raw()) as secure:  # and over TLS, by somebody who just goes away
         secure.sendall(head + parcel.data[: 3 * MIB])
-        assert quiet.local("GET", "/v1/health")[1]["receiving"]
+        updater_host.wait_for(lambda: quiet.local("GET", "/v1/health")[1]["receiving"], PASSING_S, quiet.log)
     updater_host.wait_for(lambda: nothing_of_it(quiet), PASSING_S, quiet.log)
 
 

@@ -5,6 +5,7 @@ A real process.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import time
@@ -78,8 +79,8 @@ def test_a_way_back_that_fails_says_what_both_releases_said(updated: Host) -> No
     config = updated.layout.config
     config.write_text(config.read_text().replace(SETTINGS, "[trial]\nhold_s = 3.0\n"))
     updated.start()
-    words = [*updated.words()[:4], "rollback", "--state", str(updated.layout.state), "--wait", "60"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=90.0, check=False)
+    words = [*updated.words()[:4], "rollback", "--state", str(updated.layout.state), "--wait", "240"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300.0, check=False)
     assert (done.returncode, "rollback-reverted" in done.stderr) == (7, True), done.stderr
     assert f"candidate {bad.name} " in done.stderr
     assert f"restored {NEWER}-" in done.stderr
@@ -143,8 +144,11 @@ def test_who_ordered_a_rollback_follows_it_while_it_waits(updated: Host) -> None
 def test_who_ordered_a_rollback_that_is_lost_is_told_and_waits_no_longer(updated: Host) -> None:
     with loop_asks(updated):
         words = [*updated.words()[:4], "rollback", "--state", str(updated.layout.state)]
-        waiting = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        waiting = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         wait_for(updated.layout.orders.exists, PASSING_S, updated.log)
+        wait_for(lambda: not has_socket(waiting.pid), PASSING_S, updated.log)  # it was told the name
         assert updated.process is not None
         updated.process.kill()
         updated.process.wait()
@@ -153,6 +157,15 @@ def test_who_ordered_a_rollback_that_is_lost_is_told_and_waits_no_longer(updated
         said, _ = waiting.communicate(timeout=PASSING_S)
     assert (waiting.returncode, "nothing came of tx-" in said) == (2, True), said
     assert "(unknown-transaction)" in said
+
+
+def has_socket(pid: int) -> bool:
+    """Whether the process has one open: it waits for an answer."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(fd).startswith("socket:"):
+                return True
+    return False
 
 
 def instarctl(host: Host, *words: str) -> Result:

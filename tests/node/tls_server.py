@@ -71,7 +71,7 @@ class Listener:
             threading.Thread(target=self._guarded, args=(connection,), daemon=True).start()
 
     def _guarded(self, connection: socket.socket) -> None:
-        connection.settimeout(10)
+        connection.settimeout(60)
         with contextlib.suppress(OSError), connection:
             self.serve(connection)
 
@@ -124,7 +124,7 @@ class Proxy(Listener):
         line, headers = read_head(connection)
         self.requests.append((line, headers))
         host, _, port = line.split()[1].rpartition(":")
-        with socket.create_connection((host, int(port)), 5) as far:
+        with socket.create_connection((host, int(port)), 60) as far:
             connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             back = threading.Thread(target=self._pump, args=(far, connection), daemon=True)
             back.start()

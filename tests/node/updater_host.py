@@ -39,9 +39,9 @@ from instar_lab.program import build
 from instar_server.ca import FleetCA
 
 NODE = "n-0123456789abcdef"
-READY_S, STOP_S = 20.0, 10.0
+READY_S, STOP_S = 60.0, 10.0
 MIB = 1 << 20
-PASSING_S = 20.0
+PASSING_S = 60.0
 GAP = "127.0.0.1:9"  # where nobody listens
 
 
@@ -50,10 +50,17 @@ def program() -> build.Program:
     return build.build("1.0.0")
 
 
+_kept: list[socket.socket] = []  # never listening, to the end of this process
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that the kernel gives to nobody else meanwhile: whoever asks for it by its
+    number, with SO_REUSEADDR as a server does, has it."""
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    _kept.append(kept)
+    return int(kept.getsockname()[1])
 
 
 class Papers:
@@ -98,7 +105,7 @@ def context(ca: Path, papers: tuple[Path, Path] | None) -> ssl.SSLContext:
 
 
 class LocalConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float = 20.0) -> None:
+    def __init__(self, path: Path, timeout: float = PASSING_S) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
@@ -176,11 +183,11 @@ class Host:
 
     def connection(self, papers: tuple[Path, Path] | None = None) -> http.client.HTTPSConnection:
         made = context(self.papers.ca, papers or self.operator)
-        return http.client.HTTPSConnection("127.0.0.1", self.port, context=made, timeout=20.0)
+        return http.client.HTTPSConnection("127.0.0.1", self.port, context=made, timeout=PASSING_S)
 
     def raw(self, papers: tuple[Path, Path] | None = None) -> ssl.SSLSocket:
         made = context(self.papers.ca, papers or self.operator)
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=20.0)
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=PASSING_S)
         return made.wrap_socket(plain, server_hostname=None)
 
     def remote(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
@@ -304,7 +311,7 @@ def host() -> Iterator[Host]:
 @pytest.fixture
 def quiet(host: Host) -> Host:
     """Nothing under way, and nothing in `incoming`."""
-    wait_for(lambda: not host.local("GET", "/v1/health")[1]["transaction"], 30.0, host.log)
+    wait_for(lambda: not host.local("GET", "/v1/health")[1]["transaction"], PASSING_S, host.log)
     shutil.rmtree(host.layout.incoming, ignore_errors=True)
     return host
 

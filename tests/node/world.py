@@ -366,7 +366,7 @@ class Node:
     @property
     def settings(self) -> Settings:
         trial = TrialSettings(hold_s=0.05, lease_s=2.0, cap_s=20.0)
-        return Settings(trial=trial, rehearsal=RehearsalSettings(within_s=10.0))
+        return Settings(trial=trial, rehearsal=RehearsalSettings(within_s=60.0))
 
     def program(self) -> Program:
         """What the updater runs from."""

@@ -89,8 +89,10 @@ def test_who_hands_over_goes_on_while_the_disk_syncs_until_too_much_waits(fd: in
         hands.start()
         for _ in range(room):  # none of them has been synced: the first one still is at it
             assert put.acquire(timeout=WITHIN_S)
-        put.acquire(timeout=0.2)  # the one in work may have made room for one more
-        assert not put.acquire(timeout=0.2)
+        more = 0
+        while put.acquire(timeout=0.4):
+            more += 1
+        assert more <= 1  # the one in work may have made room for one
         assert "sync" not in disk.calls
         disk.may_sync.set()
         hands.join(WITHIN_S)
@@ -119,6 +121,6 @@ def test_what_waits_is_thrown_away_when_it_is_left_early(fd: int) -> None:
     with pytest.raises(Cut), Behind(disk, fd, 0, PIECE) as behind:  # noqa: PT012
         for number in range(6):
             behind.put((number * PIECE, b"z" * PIECE), PIECE)
-        threading.Timer(0.1, disk.may_sync.set).start()
+        threading.Timer(1.0, disk.may_sync.set).start()
         raise Cut
     assert disk.calls.count("write") < 6
