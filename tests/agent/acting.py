@@ -81,8 +81,8 @@ def module(
     name: str,
     version: str = "1.0.0",
     depends: tuple[str, ...] = (),
-    stop_s: float = 5.0,
-    ready_s: float = 10.0,
+    stop_s: float = 60.0,
+    ready_s: float = 60.0,
 ) -> Module:
     entry = FileEntry("run.py", 0, "0" * 64, "0644")
     manifest = ModuleManifest(
@@ -129,11 +129,17 @@ class World:
         name = made.manifest.name
         data = self.layout.module(name).data
         data.mkdir(parents=True, exist_ok=True)
-        (data / "act.json").write_text(json.dumps(act))
+        self._write(name, act)
         self.shelf.found[name] = made
 
     def act(self, name: str, **act: Any) -> None:
-        (self.layout.module(name).data / "act.json").write_text(json.dumps(act))
+        self._write(name, act)
+
+    def _write(self, name: str, act: dict[str, Any]) -> None:
+        """Whole at once: the module may be reading it."""
+        path = self.layout.module(name).data / "act.json"
+        path.with_suffix(".new").write_text(json.dumps(act))
+        path.with_suffix(".new").rename(path)
 
     def kept(self, name: str) -> dict[str, Any]:
         """What the module's state is on the disk."""
@@ -159,12 +165,12 @@ class World:
             if task.done():
                 task.result()
         finally:
-            await self.supervisor.stop_all(2.0, "the test")
+            await self.supervisor.stop_all(60.0, "the test")
             task.cancel()
             await asyncio.wait([task])
             await self.runners.close()
 
-    async def until(self, true: Callable[[], bool], within_s: float = 20.0) -> None:
+    async def until(self, true: Callable[[], bool], within_s: float = 60.0) -> None:
         async with asyncio.timeout(within_s):
             while not true():
                 await asyncio.sleep(0.01)
@@ -173,7 +179,7 @@ class World:
         await self.until(lambda: set(self.supervisor.states().values()) == {"ok"})
 
     async def asked(self, name: str, **args: Any) -> dict[str, Any]:
-        return await self.supervisor.request(name, args, 20.0, lambda _: None)
+        return await self.supervisor.request(name, args, 60.0, lambda _: None)
 
 
 def lives(pid: int) -> bool:
@@ -183,7 +189,7 @@ def lives(pid: int) -> bool:
         return False
 
 
-async def gone(pid: int, within_s: float = 10.0) -> None:
+async def gone(pid: int, within_s: float = 60.0) -> None:
     end = time.monotonic() + within_s
     while lives(pid):
         assert time.monotonic() < end, f"{pid} is still there"

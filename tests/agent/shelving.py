@@ -24,6 +24,7 @@ act = json.load(open(os.path.join(plan, "act.json")))
 step = act.pop(0) if len(act) > 1 else act[0]
 json.dump(act, open(os.path.join(plan, "act.json"), "w"))
 time.sleep(step.get("sleep", 0))
+while "until" in step and not os.path.exists(step["until"]): time.sleep(0.01)
 if step.get("kill"): os.kill(os.getpid(), 9)
 if step.get("bring"):
     shutil.copytree(os.path.join(plan, "store", words["--digest"]), step["bring"], dirs_exist_ok=True)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ async def run(
     runners: Runners,
     code: str,
     warm: bool = True,
-    within_s: float = 20.0,
+    within_s: float = 60.0,
     cwd: Path = Path("/tmp"),
     **limits: int,
 ) -> Done:
@@ -82,14 +83,21 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-async def until_gone(pid: int, within_s: float = 5.0) -> None:
+async def until_gone(pid: int, within_s: float = 60.0) -> None:
     end = time.monotonic() + within_s
     while not is_gone(pid):
         assert time.monotonic() < end, f"process {pid} is still there"
         await asyncio.sleep(0.01)
 
 
-async def until_file(path: Path, within_s: float = 10.0) -> str:
+async def until(true: Callable[[], object], what: str, within_s: float = 60.0) -> None:
+    end = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < end, f"expected {what} within {within_s:g} s"
+        await asyncio.sleep(0.01)
+
+
+async def until_file(path: Path, within_s: float = 60.0) -> str:
     end = time.monotonic() + within_s
     while not path.exists() or not path.read_text():
         assert time.monotonic() < end, f"{path} was not written"

@@ -53,12 +53,14 @@ class World:
         put(line, built)
         return built
 
-    def request(self, built: Built, within_s: float = 20.0, **changes: Any) -> dict[str, Any]:
+    def request(self, built: Built, within_s: float = 60.0, **changes: Any) -> dict[str, Any]:
         about = {"module": NAME, "version": "1.0.0", "digest": built.release.digest}
         return {**about, "data": str(self.data), "within_s": within_s, **changes}
 
-    async def check(self, text: str, within_s: float = 20.0, **changes: Any) -> dict[str, Any]:
-        request = self.request(self.put(text, **changes), within_s)
+    async def check(self, text: str, **changes: Any) -> dict[str, Any]:
+        return await self.ended(self.request(self.put(text, **changes)))
+
+    async def ended(self, request: dict[str, Any]) -> dict[str, Any]:
         for _ in range(10):
             said = await self.checks.answer(request)
             if said["done"]:
@@ -77,7 +79,7 @@ async def test_a_good_one_passes_on_the_data_that_it_is_given(world: World) -> N
     (world.data / "state.json").write_text('{"starts": 6}')
     said = await world.check(KEEPS)
     assert (said["passed"], said["code"], said["text"]) == (True, "", "")
-    assert 0 < said["seconds"] < 20
+    assert 0 < said["seconds"] < 60
     assert json.loads((world.data / "state.json").read_text()) == {"starts": 7}
     assert not world.layout.module(NAME).data.exists(), "the module's own folder is no part of it"
     assert not world.layout.module(NAME).process.exists()
@@ -126,13 +128,18 @@ async def test_one_that_hangs_is_ended_with_all_that_it_started(world: World, tm
         "            os._exit(0)\n"
         "    time.sleep(600)\n" + REST
     )
-    said = await world.check(text, within_s=3.0, touches={"write": [str(tmp_path)]})
-    assert (said["passed"], said["code"]) == (False, "rehearsal-failed"), said
-    left = [int(pid) for pid in pids.read_text().split()]
+    built, left = world.put(text, touches={"write": [str(tmp_path)]}), list[int]()
+    for within_s in (3.0, 15.0, 45.0):  # where much else runs, it takes a while to get so far
+        said = await world.ended(world.request(built, within_s))
+        assert (said["passed"], said["code"]) == (False, "rehearsal-failed"), said
+        left = [int(pid) for pid in pids.read_text().split()] if pids.exists() else []
+        async with asyncio.timeout(60):
+            while any(start_time(pid) for pid in left):
+                await asyncio.sleep(0.02)
+        if len(left) == 3:
+            break
+        pids.unlink(missing_ok=True)
     assert len(left) == 3
-    async with asyncio.timeout(10):
-        while any(start_time(pid) for pid in left):
-            await asyncio.sleep(0.02)
 
 
 async def test_the_question_may_be_put_again_and_is_answered_once(world: World) -> None:

@@ -23,26 +23,28 @@ async def test_begun_in_order_of_arrival_and_once_each(world: World) -> None:
     jobs = world.jobs()
     names = ["c", "a", "b", "z", "y", "x", "d"]
     for name in (*names, "a", "c"):
-        jobs.take(world.job(name, sleep=0.05))
+        jobs.take(world.job(name, hold=True))
     world.work(jobs)
+    await world.until_noted(*names[:PLACES])
+    assert set(world.log.read_text().split()) == set(names[:PLACES])
+    world.go()
     assert {(await world.result()).id for _ in names} == set(names)
     jobs.acknowledged("a")
     jobs.take(world.job("a"))
     await asyncio.sleep(0.2)
-    done = world.log.read_text().split()
-    assert sorted(done) == sorted(names)
-    assert set(done[:PLACES]) == set(names[:PLACES])
+    assert sorted(world.log.read_text().split()) == sorted(names)
 
 
 async def test_four_at_once_and_no_more(world: World) -> None:
     jobs = world.jobs()
     for n in range(PLACES + 2):
-        jobs.take(world.job(f"j{n}", sleep=0.6))
+        jobs.take(world.job(f"j{n}", hold=True))
     world.work(jobs)
-    await world.until_noted(f"j{PLACES - 1}")
+    await world.until_noted(*(f"j{n}" for n in range(PLACES)))
     await asyncio.sleep(0.1)
     assert len(world.log.read_text().split()) == PLACES
     assert (len(world.files("running")), len(world.files("inbox"))) == (PLACES, 2)
+    world.go()
     for _ in range(PLACES + 2):
         assert (await world.result()).ok
 
@@ -131,7 +133,7 @@ async def test_results_are_kept_until_acknowledged(world: World) -> None:
 async def test_a_long_job_does_not_hold_up_a_verdict(world: World) -> None:
     jobs = world.jobs()
     for n in range(PLACES):
-        jobs.take(world.job(f"long{n}", sleep=5))
+        jobs.take(world.job(f"long{n}", hold=True))
     task = world.work(jobs)
     jobs.take(world.job("check", purpose="health"))
     assert (await world.result()).id == "check"
@@ -164,10 +166,13 @@ async def test_ids_that_are_no_file_names_are_refused(world: World, bad: str) ->
 async def test_stopping_leaves_what_waits(world: World) -> None:
     jobs = world.jobs()
     for n in range(PLACES + 1):
-        jobs.take(world.job(f"a{n}", sleep=0.3))
+        jobs.take(world.job(f"a{n}", hold=True))
     task = world.work(jobs)
-    await world.until_noted("a0")
-    await jobs.finish(5.0)
+    await world.until_noted(*(f"a{n}" for n in range(PLACES)))
+    finishing = asyncio.create_task(jobs.finish(60.0))
+    await asyncio.sleep(0)  # it begins nothing more from now on
+    world.go()
+    await finishing
     assert {(await world.result()).id for _ in range(PLACES)} == {f"a{n}" for n in range(PLACES)}
     jobs.take(world.job("late"))
     assert await world.next(Taken)

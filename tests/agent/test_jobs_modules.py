@@ -10,6 +10,7 @@ import pytest
 from instar.agent.jobs import PLACES
 from instar.core.errors import ReleaseError
 from instar.wire.messages import Output
+from tests.agent.spawning import children
 from tests.agent.working import World, world
 
 __all__ = ["world"]
@@ -39,8 +40,8 @@ async def test_a_module_from_the_shelf(world: World) -> None:
 
 
 async def test_a_module_that_is_not_there_is_fetched_first(world: World) -> None:
-    made = world.shelves.offer("disk.usage")
-    world.shelves.act({"bring": True, "sleep": 0.5})
+    made, go = world.shelves.offer("disk.usage"), world.shelves.plan / "go"
+    world.shelves.act({"bring": True, "until": str(go)})
     jobs = world.jobs()
     world.work(jobs)
     for name in ("a", "b"):
@@ -51,14 +52,14 @@ async def test_a_module_that_is_not_there_is_fetched_first(world: World) -> None
                 version="1.0.0",
                 digest=made.digest,
                 target=made.target,
-                deadline_s=5,
+                deadline_s=60,
             )
         )
     for n in range(PLACES):
         jobs.take(world.job(f"other{n}"))  # fetching holds none of the places
     assert {(await world.result()).id for _ in range(PLACES)} == {f"other{n}" for n in range(PLACES)}
-    results = [await world.result() for _ in range(2)]
-    assert [(result.ok, result.seconds < 5) for result in results] == [(True, True)] * 2
+    go.touch()
+    assert [(await world.result()).ok for _ in range(2)] == [True] * 2
     assert world.shelves.asked() == ["disk.usage"]
 
 
@@ -99,22 +100,28 @@ async def test_a_fetch_that_was_killed_is_tried_again(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["lapse", "cancel", "stop"])
 async def test_a_fetch_that_takes_long_is_let_go(world: World, how: str) -> None:
-    world.shelves.act({"sleep": 1.0})
+    go = world.shelves.plan / "go"
+    world.shelves.act({"until": str(go)})
     jobs = world.jobs()
     world.work(jobs)
     lapse_s = 0.3 if how == "lapse" else 0.0
     jobs.take(
         world.job("a", module="disk.usage", version="1.0.0", digest="0" * 96, target="t", lapse_s=lapse_s)
     )
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(60):
+        while not world.shelves.asked():
+            await asyncio.sleep(0.01)
     if how == "cancel":
         jobs.cancel("a")
     if how == "stop":
-        await jobs.finish(5.0)
+        await jobs.finish(60.0)
         assert world.files("inbox")
     else:
         assert (await world.result()).code == {"lapse": "lapsed", "cancel": "cancelled"}[how]
-    await asyncio.sleep(1.0)  # until the child has ended
+    go.touch()
+    async with asyncio.timeout(60):
+        while children():
+            await asyncio.sleep(0.01)
 
 
 async def test_a_question_to_a_service(world: World) -> None:
@@ -139,7 +146,9 @@ async def test_a_question_that_is_not_answered(world: World, how: str, code: str
     jobs = world.jobs()
     world.work(jobs)
     jobs.take(world.job("a", module="asked", deadline_s=0.3 if how == "late" else 60.0))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(60):
+        while not world.services.questions:
+            await asyncio.sleep(0.01)
     if how == "cancel":
         jobs.cancel("a")
     if how == "stop":

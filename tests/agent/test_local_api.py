@@ -12,12 +12,14 @@ import sys
 import pytest
 
 from instar.agent.local_api import MOST_BYTES, MOST_CONNECTIONS
+from instar.wire.messages import Health
 from tests.agent.fleet import NODE, VERSION, Place, Server
 
 
 async def test_health_and_status(place: Place, server: Server) -> None:
     agent = await place.start()
     connection = await server.connection()
+    await connection.expect(Health)  # it has had its welcome
     health = await place.ask({"v": 1, "do": "health"})
     assert health["ok"] is True
     assert (health["version"], health["digest"]) == (VERSION, place.program.digest)
@@ -97,7 +99,7 @@ async def test_a_restart_is_a_command_with_the_users_name_on_it(place: Place, se
     await server.connection()
     assert await place.ask({"v": 1, "do": "modules"}) == {"ok": True, "modules": []}
     ordered = await place.ask({"v": 1, "do": "restart", "modules": [], "agent": False, "within_s": 5})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             status = await place.ask({"v": 1, "do": "command", "id": ordered["id"]})
             if status["status"] not in ("pending", "in-progress"):
@@ -106,7 +108,7 @@ async def test_a_restart_is_a_command_with_the_users_name_on_it(place: Place, se
     assert (status["ok"], status["status"], status["modules"]) == (True, "success", {})
     assert (status["type"], status["origin"]) == ("restart-module", f"local:{os.geteuid()}")
     missing = await place.ask({"v": 1, "do": "restart", "modules": ["moon"]})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (status := await place.ask({"v": 1, "do": "command", "id": missing["id"]}))[
             "status"
         ] != "failure":
@@ -119,7 +121,7 @@ async def test_a_bad_line_keeps_the_connection(place: Place, server: Server) -> 
     await server.connection()
     reader, writer = await asyncio.open_unix_connection(place.layout.socket("agent"))
     writer.write(b'oops\n{"v":1,"do":"health"}\n')
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert json.loads(await reader.readline())["ok"] is False
         assert json.loads(await reader.readline())["ok"] is True
     writer.close()
@@ -129,13 +131,13 @@ async def test_connections_are_bounded(place: Place, server: Server) -> None:
     await place.start()
     await server.connection()
     held = [await asyncio.open_unix_connection(place.layout.socket("agent")) for _ in range(MOST_CONNECTIONS)]
-    await asyncio.sleep(0.1)
     answer = await place.ask({"v": 1, "do": "health"})
     assert answer["error"]["code"] == "too-many-connections"
     for _, writer in held:
         writer.close()
-    await asyncio.sleep(0.1)
-    assert (await place.ask({"v": 1, "do": "health"}))["ok"] is True
+    async with asyncio.timeout(60):
+        while not (await place.ask({"v": 1, "do": "health"}))["ok"]:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_socket_left_behind_is_replaced(place: Place, server: Server) -> None:
@@ -182,7 +184,7 @@ async def test_a_path_that_is_too_long_is_named(place: Place, server: Server) ->
     place.layout.state.mkdir()
     command = place.program.command("agent", "--state", str(target))
     process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         _, stderr = await process.communicate()
     assert process.returncode == 4
     assert b"(no-socket)" in stderr

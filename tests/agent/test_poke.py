@@ -36,6 +36,7 @@ from tests.agent.fleet import Agent, Connection, Place, Server
 SOURCE = Path(instar.__file__).parents[1]
 FRIEND = "127.0.0.1"
 EVERY_S = 0.5
+WITHIN_S = 60.0
 RUN = """
 import sys; sys.path.insert(0, sys.argv[1])
 import asyncio, json, logging, time
@@ -44,10 +45,15 @@ from instar.core.networks import WakeSettings
 logging.basicConfig(level="INFO", format="%(message)s")
 wanted = json.loads(sys.argv[2])
 settings = WakeSettings(wanted["port"], tuple(wanted["trusted"]), wanted["every_s"])
+seen = 0.0
+def now():
+    global seen
+    seen = time.monotonic()
+    return seen
 def woken(peer):
-    print(json.dumps([time.monotonic(), peer]), flush=True)
+    print(json.dumps([seen, peer]), flush=True)
 async def main():
-    poke = Poke(settings, woken, time.monotonic, retry_s=0.2)
+    poke = Poke(settings, woken, now, retry_s=0.2)
     task = asyncio.create_task(poke.run())
     await asyncio.sleep(0)
     print(json.dumps(["port", poke.port]), flush=True)
@@ -69,7 +75,7 @@ class Woken:
         with self.log.open("wb") as log, self.out.open("wb") as out:
             self.process = subprocess.Popen(words, stdout=out, stderr=log)
         machine.wait_for(
-            lambda: self.out.read_bytes().endswith(b"\n"), "a wake-up port", 10.0, self.said, every_s=0.02
+            lambda: self.out.read_bytes().endswith(b"\n"), "a wake-up port", WITHIN_S, self.said, every_s=0.02
         )
 
     def said(self) -> str:
@@ -83,7 +89,9 @@ class Woken:
         return [tuple(json.loads(line)) for line in self.out.read_text().splitlines()[1:]]
 
     def wait_for_wakes(self, count: int) -> list[tuple[float, str]]:
-        machine.wait_for(lambda: len(self.wakes()) >= count, f"{count} wakes", 5.0, self.said, every_s=0.01)
+        machine.wait_for(
+            lambda: len(self.wakes()) >= count, f"{count} wakes", WITHIN_S, self.said, every_s=0.01
+        )
         return self.wakes()
 
     def held(self) -> tuple[int, int]:
@@ -96,18 +104,17 @@ class Woken:
 
 
 def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-        probe.bind(("::", 0))
-        return int(probe.getsockname()[1])
+    """How many it has while it only waits: one that it takes in just now is there for a moment."""
+    counts = []
+    for _ in range(20):
+        counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+        time.sleep(0.005)
+    return min(counts)
 
 
 @contextlib.contextmanager
 def waking(folder: Path, **settings: Any) -> Iterator[Woken]:
-    made = Woken(folder, settings.pop("port", None) or free_port(), **settings)
+    made = Woken(folder, settings.pop("port", None) or machine.free_port(), **settings)
     try:
         yield made
     finally:
@@ -118,7 +125,7 @@ def poke(port: int, source: str = FRIEND, data: bytes = b"") -> None:
     """One connection; what the port does to it is no error."""
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as client:
-        client.settimeout(5.0)
+        client.settimeout(WITHIN_S)
         client.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: as many as there are pairs
         client.bind((source, 0))
         client.connect(("::1" if family == socket.AF_INET6 else FRIEND, port))
@@ -161,13 +168,20 @@ def _scanned(folder: Path, count: int) -> None:
 
 def test_trusted_pokes_count_once_in_every_s_and_the_last_is_not_lost(tmp_path: Path) -> None:
     with waking(tmp_path, trusted=["127.0.0.0/8"]) as woken:
-        end = time.monotonic() + 3.2 * EVERY_S
-        while time.monotonic() < end:
+        end = time.monotonic() + WITHIN_S
+        while len(woken.wakes()) < 4:
+            assert time.monotonic() < end, woken.wakes()
             poke(woken.port)
             time.sleep(0.02)
-        time.sleep(1.5 * EVERY_S)  # nothing comes any more but what was put off
+        last = time.monotonic()
+        poke(woken.port)
+        machine.wait_for(
+            lambda: woken.wakes()[-1][0] >= last, "a wake for the last", WITHIN_S, woken.said, every_s=0.02
+        )
+        count = len(woken.wakes())
+        time.sleep(1.5 * EVERY_S)  # nothing comes any more
         times = [at for at, _ in woken.wakes()]
-        assert 4 <= len(times) <= 5, times
+        assert len(times) == count
         assert all(b - a >= EVERY_S for a, b in itertools.pairwise(times)), times
 
 
@@ -182,12 +196,12 @@ def test_not_a_byte_is_read(tmp_path: Path) -> None:
     """A kernel answers a close that leaves bytes unread with a reset; had they been read, with a plain end."""
     with waking(tmp_path, trusted=["127.0.0.0/8"]) as woken:
         woken.process.send_signal(signal.SIGSTOP)
-        with socket.create_connection((FRIEND, woken.port), 5.0) as client:
+        with socket.create_connection((FRIEND, woken.port), WITHIN_S) as client:
             client.sendall(b"x")
             woken.process.send_signal(signal.SIGCONT)
             assert client.recv(100) == b""  # shut down
             machine.wait_for(
-                lambda: client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE, "a reset", 5.0,
+                lambda: client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE, "a reset", WITHIN_S,
                 every_s=0.01,
             )  # fmt: skip
         woken.wait_for_wakes(1)
@@ -223,7 +237,9 @@ def test_taken_port_is_said_once_and_tried_again(tmp_path: Path) -> None:
             time.sleep(0.7)  # three more tries
             assert woken.said().count("cannot listen on the wake-up port") == 1
             other.close()
-            machine.wait_for(lambda: "is open" in woken.said(), "an open port", 5.0, woken.said, every_s=0.02)
+            machine.wait_for(
+                lambda: "is open" in woken.said(), "an open port", WITHIN_S, woken.said, every_s=0.02
+            )
             poke(woken.port)
             woken.wait_for_wakes(1)
 
@@ -252,7 +268,7 @@ def far(tmp_path: Path) -> Iterator[tuple[str, str]]:
     name, here, there = f"ipoke{os.getpid()}", f"ipk{os.getpid()}a", f"ipk{os.getpid()}b"
 
     def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True, timeout=10)
+        subprocess.run(["ip", *words], check=True, capture_output=True, timeout=60)
 
     try:
         ip("netns", "add", name)
@@ -275,12 +291,12 @@ def test_another_machine_that_is_not_trusted_by_default(far: tuple[str, str], tm
     name, address = far
     with waking(tmp_path, trusted=list(PRIVATE), network_namespace=name) as woken:
         for _ in range(20):
-            with socket.create_connection((address, woken.port), 5.0) as client:
+            with socket.create_connection((address, woken.port), WITHIN_S) as client:
                 assert client.recv(10) == b""
         time.sleep(0.2)
         assert woken.wakes() == []
         words = f"import socket; socket.create_connection(('127.0.0.1', {woken.port}))"
-        subprocess.run(["ip", "netns", "exec", name, sys.executable, "-c", words], check=True, timeout=10)
+        subprocess.run(["ip", "netns", "exec", name, sys.executable, "-c", words], check=True, timeout=60)
         assert len(woken.wait_for_wakes(1)) == 1
 
 
@@ -288,7 +304,7 @@ def test_another_machine_that_is_not_trusted_by_default(far: tuple[str, str], tm
 
 
 async def _agent(place: Place, server: Server, every_s: float = EVERY_S) -> tuple[Agent, Connection, int]:
-    port = free_port()
+    port = machine.free_port()
     settings = f"[wake]\nport = {port}\ntrusted = ['{FRIEND}/32']\nevery_s = {every_s}\n"
     place.layout.config.write_text(settings)
     agent = await place.start()
@@ -308,10 +324,15 @@ async def test_real_agent_sends_a_ping_for_a_trusted_poke_and_nothing_for_a_stra
         poke(port, "::1", b"hello")
     with pytest.raises(TimeoutError):
         await connection.expect(Ping, within_s=2 * EVERY_S)
+    began = time.monotonic()
     for _ in range(20):
         poke(port)
-    pings = await _count(connection, 2 * EVERY_S)
-    assert 2 <= pings <= 4  # at once, and one for the rest; more on a machine that took its time for them
+    took_s = time.monotonic() - began
+    for _ in range(2):  # at once, and one for the rest
+        await connection.expect(Ping)
+    pings = 2 + await _count(connection, 2 * EVERY_S)
+    assert pings <= 3 + took_s / EVERY_S  # more on a machine that took its time for them
+    await agent.until_said("cannot wake the updater")
     assert agent.said().count("phoning home") == pings
     assert agent.said().count("cannot wake the updater") == 1  # which is not there, and this is said once
 
@@ -333,14 +354,14 @@ async def test_real_agent_that_waits_connects_when_poked(
     server_port = server.port
     await server.stop()
     async with asyncio.timeout(60.0):
-        while _longest_wait(agent.said()) < 6.0:  # its waits grow
+        while _longest_wait(agent.said()) < 20.0:  # its waits grow
             poke(port)  # a trusted peer cuts each short, too
             await asyncio.sleep(0.3)
     await server.start(tmp_path, server_port)
     begun = time.monotonic()
     poke(port)
     await server.connection()
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 18.0
 
 
 def _longest_wait(said: str) -> float:
@@ -359,13 +380,14 @@ async def test_real_agent_under_100000_connections_with_random_bytes(place: Plac
 
 
 async def _agent_scanned(place: Place, server: Server, count: int) -> None:
+    server.welcome = Welcome(1, "test", ping_s=300.0, health_s=300.0)  # it pings for a poke alone
     agent, connection, port = await _agent(place, server)
     await asyncio.to_thread(scan, port, 1_000)
     before = machine.rss(agent.pid), descriptors(agent.pid)
     await asyncio.to_thread(scan, port, count)
     poke(port)
     await connection.expect(Ping)  # its channel has lived through it
-    await asyncio.to_thread(machine.wait_for, lambda: "phoning home" in agent.said(), "a poke", 10.0)
+    await asyncio.to_thread(machine.wait_for, lambda: "phoning home" in agent.said(), "a poke", WITHIN_S)
     after = machine.rss(agent.pid), descriptors(agent.pid)
     print(f"agent, {count} connections: {before} -> {after} (bytes, descriptors)")
     assert agent.said().count("phoning home") == 1

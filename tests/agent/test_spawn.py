@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -70,12 +69,12 @@ async def test_a_conversation(start: Start, tmp_path: Path) -> None:
     heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     code = "\nwhile (said := hear()) is not None: say({'echo': said})\nreply = None"
     run = await runners.start(request(code, do="serve"), heard.put_nowait, tmp_path, warm)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for n in range(3):
             run.say({"n": n, "text": "x" * 100_000})
             assert (await heard.get())["echo"]["n"] == n
     run._ends.control._end.shutdown(1)  # the end of what the agent says
-    assert await run.ended(10)
+    assert await run.ended(60)
     assert (await run.outcome()).exit_code == 0
 
 
@@ -156,26 +155,34 @@ async def test_only_the_tail_of_errors_is_kept(start: Start) -> None:
 
 async def test_endless_errors_end_it(start: Start) -> None:
     code = "while True: os.write(2, b'x' * 65536)"
-    outcome = (await run(start[0], code, start[1], within_s=30)).outcome
+    outcome = (await run(start[0], code, start[1], within_s=120)).outcome
     assert outcome.cut == "output"
     assert len(outcome.stderr) == STDERR_TAIL
 
 
 async def test_a_deadline_is_kept_by_one_that_ignores_signals(start: Start) -> None:
     code = "import signal, time\nfor n in range(1, 32):\n try: signal.signal(n, signal.SIG_IGN)\n except OSError: pass\ntime.sleep(600)"
-    began = time.monotonic()
-    outcome = (await run(start[0], code, start[1], within_s=0.5)).outcome
-    assert (outcome.cut, outcome.signal) == ("deadline", 9)
-    assert time.monotonic() - began < 10
+    code = code.replace("time.sleep(600)", "say({'log': 'deaf'}); time.sleep(600)")
+    async with asyncio.timeout(120):
+        for within_s in (0.5, 5.0, 30.0):  # where much else runs, it takes a while to get so far
+            done = await run(start[0], code, start[1], within_s=within_s)
+            assert (done.outcome.cut, done.outcome.signal) == ("deadline", 9)
+            if done.said:
+                break
+    assert done.said == [{"log": "deaf"}]
 
 
 @pytest.mark.parametrize("how", ["ends", "is killed"])
 async def test_what_left_its_session_ends_with_it(start: Start, tmp_path: Path, how: str) -> None:
     code = DAEMON + ("" if how == "ends" else "time.sleep(600)")
-    done = await run(start[0], code, start[1], within_s=20 if how == "ends" else 1.5, cwd=tmp_path)
+    runners, warm = start
+    started = await runners.start(request(code), lambda _: None, tmp_path, warm)
     pid = int(await until_file(tmp_path / "pid"))
-    assert done.outcome.cut == ("" if how == "ends" else "deadline")
-    await until_gone(pid, 1.0)
+    if how == "is killed":
+        started.kill("deadline")
+    assert await started.ended(60)
+    assert (await started.outcome()).cut == ("" if how == "ends" else "deadline")
+    await until_gone(pid)
 
 
 async def test_what_it_left_in_its_group_ends_with_it(start: Start, tmp_path: Path) -> None:
@@ -185,7 +192,7 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 with open("pid", "w") as file: file.write(str(child.pid))
 """
     assert (await run(start[0], code, start[1], cwd=tmp_path)).outcome.cut == ""
-    await until_gone(int((tmp_path / "pid").read_text()), 1.0)
+    await until_gone(int((tmp_path / "pid").read_text()))
 
 
 async def test_more_processes_than_allowed_end_it(start: Start) -> None:
@@ -204,14 +211,14 @@ async def test_one_that_does_not_read_is_ended(start: Start, tmp_path: Path) -> 
     )
     for _ in range(50):
         run.say({"text": "x" * 100_000})
-    assert await run.ended(5)
+    assert await run.ended(60)
     assert (await run.outcome()).cut == "output"
 
 
 async def test_to_say_something_to_one_that_is_gone(start: Start, tmp_path: Path) -> None:
     runners, warm = start
     run = await runners.start(request(""), lambda _: None, tmp_path, warm)
-    await run.ended(10)
+    assert await run.ended(60)
     run.say({"do": "stop"})
     run.kill("late")
     outcome = await run.outcome()

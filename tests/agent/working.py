@@ -22,8 +22,11 @@ NOTE = """
 import time
 def note(word):
     with open(request["args"]["log"], "a") as log: log.write(word + " ")
+def held():
+    while not os.path.exists(request["args"]["log"] + ".go"): time.sleep(0.01)
 note(request["args"]["name"])
 time.sleep(request["args"].get("sleep", 0))
+if request["args"]["hold"]: held()
 """
 
 
@@ -97,11 +100,24 @@ class World:
         self.came.set()
         return True
 
-    def job(self, name: str, purpose: str = "job", sleep: float = 0.0, code: str = "", **more: Any) -> Job:
-        args = {"log": str(self.log), "name": name, "sleep": sleep, "code": NOTE + code}
+    def job(
+        self,
+        name: str,
+        purpose: str = "job",
+        sleep: float = 0.0,
+        code: str = "",
+        hold: bool = False,
+        **more: Any,
+    ) -> Job:
+        """It notes its name, and then goes on after `sleep` seconds; with `hold`, not before `go`."""
+        args = {"log": str(self.log), "name": name, "sleep": sleep, "hold": hold, "code": NOTE + code}
         return Job(name, more.pop("module", "count"), purpose, args, **more)
 
-    async def next(self, kind: type[Kind], within_s: float = 10.0) -> Kind:
+    def go(self) -> None:
+        """Let those go on that hold."""
+        self.log.with_name(f"{self.log.name}.go").touch()
+
+    async def next(self, kind: type[Kind], within_s: float = 60.0) -> Kind:
         """The next message of `kind`; others are kept."""
         async with asyncio.timeout(within_s):
             while True:
@@ -115,9 +131,9 @@ class World:
     async def result(self) -> Result:
         return await self.next(Result)
 
-    async def until_noted(self, name: str) -> None:
-        async with asyncio.timeout(10):
-            while name not in self.log.read_text().split():
+    async def until_noted(self, *names: str) -> None:
+        async with asyncio.timeout(60):
+            while not set(names) <= set(self.log.read_text().split()):
                 await asyncio.sleep(0.01)
 
     def files(self, folder: str) -> list[str]:
