@@ -49,7 +49,7 @@ FREE: dict[str, set[str]] = {
     "agentupdate-ended": {"text"},
 }
 BETWEEN = ("ping", "health", "agentupdate-progress", "update-ack")  # may come more often than it did
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 
 Frame = tuple[str, str]  # who, and the text
 

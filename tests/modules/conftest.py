@@ -103,7 +103,7 @@ class Module:
         return ask(spec, args, **({"touches": touches} | limits | more))
 
     def run(self, args: dict[str, Any] | None = None, cwd: Path | None = None, **more: Any) -> End:
-        return self.runner.start(self.request(args, **more), cwd=cwd).finish(60.0)
+        return self.runner.start(self.request(args, **more), cwd=cwd).finish(120.0)
 
     def error(self, args: dict[str, Any]) -> str:
         """The words of the refusal; the run must have failed."""
@@ -171,7 +171,7 @@ def first_day(runner: Runner, built: Callable[[str], Path]) -> Callable[[str], M
     return lambda name: Module(runner, built(name), manifest(name))
 
 
-def wait_for(look: Callable[[], Any], what: str, within_s: float = 30.0) -> Any:
+def wait_for(look: Callable[[], Any], what: str, within_s: float = 90.0) -> Any:
     end = time.monotonic() + within_s
     while not (found := look()):
         assert time.monotonic() < end, f"expected {what} within {within_s:g} s"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from instar_lab import machine
 from tests.modules.conftest import Module, Service
 
 Get = Callable[[str], Module]
@@ -76,9 +77,13 @@ class TestParts:
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as low,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking,
         ):
-            low.bind(("127.0.0.1", 7777))
+            low.bind(("127.0.0.1", machine.free_port()))
             asking.bind(("127.0.0.1", 0))  # in the kernel's own range: not a service
-            places = [f"tcp 127.0.0.1:{port_of(four)}", f"tcp [::1]:{port_of(six)}", "udp 127.0.0.1:7777"]
+            places = [
+                f"tcp 127.0.0.1:{port_of(four)}",
+                f"tcp [::1]:{port_of(six)}",
+                f"udp 127.0.0.1:{port_of(low)}",
+            ]
             left_out = f"udp 127.0.0.1:{port_of(asking)}"
             service.ask("refresh")
             found = service.ask("get", part="ports")["ports"]
@@ -89,7 +94,7 @@ class TestParts:
 
     def test_the_service_that_listens(self, service: Service) -> None:
         """By its control group: Landlock keeps a module from the descriptors of other processes."""
-        with own_group("instar-test-inventory.service") as join:
+        with own_group(group := f"instar-test-inventory-{os.getpid()}.service") as join:
             code = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); time.sleep(60)"
             listener = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, text=True, preexec_fn=join
@@ -103,7 +108,7 @@ class TestParts:
             finally:
                 listener.kill()
                 listener.wait()
-        assert found["group"] == "/instar-test-inventory.service"
+        assert found["group"] == f"/{group}"
         assert (found["programs"], found["known_by"] in ("group", "descriptor")) == ([name], True)
 
     def test_processes(self, service: Service) -> None:

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -182,11 +181,9 @@ class TestHostile:
         assert names == [f"package-{number:06}" for number in range(20_000)]
         assert pages < 20
         sandboxed = wasm_over(first_day("packages.list"), content, None, tmp_path)
-        began = time.monotonic()
         assert sandboxed.run({"skip": 19_999}).reply["packages"] == [
             {"name": "package-019999", "version": "19999", "arch": "amd64"}
         ]
-        assert time.monotonic() - began < 30
         assert len(sandboxed.run().reply["packages"]) == len(module.run().reply["packages"]) > 1000
 
 

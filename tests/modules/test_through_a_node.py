@@ -17,7 +17,7 @@ from tests.modules.conftest import MODULES, NAMES
 from tests.runner.compilers import need, need_wasm
 
 SERVICES = ("file.integrity", "inventory")
-PEOPLE_S = 60.0
+PEOPLE_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +74,14 @@ def test_the_two_that_stay(fleet: Fleet, tmp_path: Path) -> None:
     def settled() -> bool:
         return bool(reply(fleet, "file.integrity", {"do": "status"})["settled"])
 
-    machine.wait_for(settled, "the base", 20.0)
+    machine.wait_for(settled, "the base", PEOPLE_S)
     (tmp_path / "new").touch()
 
     def told() -> list[str]:
         changes = reply(fleet, "file.integrity", {"do": "changes"})["changes"]
         return [f"{one['change']} {one['path']}" for one in changes]
 
-    machine.wait_for(told, "the change", 20.0)
+    machine.wait_for(told, "the change", PEOPLE_S)
     assert told() == [f"added {tmp_path / 'new'}"]
 
     # Stopped and started again: what was told is still known, and only what is new is new.

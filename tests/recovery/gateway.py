@@ -48,7 +48,7 @@ from tests.agent.fleet import Authority, Connection
 from tests.trust.world import World, days, now, sha256
 
 NONCE = "0123456789abcdef" * 2
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 
 
 class Recorded(Connection):
@@ -95,14 +95,16 @@ class Gateway:
     asked: list[str] = field(default_factory=list)  # every path
     cut_at: list[int] = field(default_factory=list)  # where the next answers of /v1/targets/ break off
     slow_s: float = 0.0  # before each 256 KiB of a target
+    flows: asyncio.Event = field(default_factory=asyncio.Event)  # while it is clear, no target goes on
     events: list[dict[str, Any]] = field(default_factory=list)
     wanted: dict[str, Any] = field(default_factory=dict)
     port: int = 0
 
     def __post_init__(self) -> None:
         self.calls: asyncio.Queue[Recorded] = asyncio.Queue()
-        self.welcome: Welcome | None = Welcome(1, "test", ping_s=5.0, health_s=30.0)
+        self.welcome: Welcome | None = Welcome(1, "test", ping_s=300.0, health_s=30.0)  # no pong comes
         self.refuse: Refused | None = None
+        self.flows.set()
         self.times: list[float] = []  # of every hello that is not a rehearsal's
         self._runner: web.AppRunner | None = None
 
@@ -187,6 +189,7 @@ class Gateway:
         end = self.cut_at.pop(0) if self.cut_at else len(data)
         for at in range(start, end, 1 << 18):
             await asyncio.sleep(self.slow_s)
+            await self.flows.wait()
             await answer.write(data[at : min(at + (1 << 18), end)])
         if end < len(data) and request.transport is not None:
             request.transport.abort()
@@ -335,7 +338,7 @@ def order_of(release: Release, core_parcel: bytes, lines: list[str]) -> AgentUpd
     )
 
 
-async def follow(connection: Recorded, within_s: float = 60.0) -> list[Message]:
+async def follow(connection: Recorded, within_s: float = 180.0) -> list[Message]:
     """What the node tells of its recovery, until its last word or until it goes away."""
     told: list[Message] = []
     async with asyncio.timeout(within_s):

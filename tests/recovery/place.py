@@ -33,7 +33,7 @@ hold_s = 0.2
 lease_s = 12.0
 cap_s = 20.0
 [probe]
-tries = 6
+tries = 20
 every_s = 0.5
 [updater]
 api = ""
@@ -153,7 +153,7 @@ class Place:
         self.started.append(child)
         return child
 
-    async def run_core(self, core: Path, order: Path, within_s: float = 60.0) -> Ended:
+    async def run_core(self, core: Path, order: Path, within_s: float = 240.0) -> Ended:
         child = self.start_core(core, order)
         out, err = await asyncio.to_thread(child.communicate, timeout=within_s)
         return Ended(child.returncode, [json.loads(line) for line in out.splitlines()], err.decode())
@@ -214,7 +214,7 @@ class Place:
                 return False
         return True
 
-    async def until(self, true: Callable[[], object], within_s: float = 30.0) -> None:
+    async def until(self, true: Callable[[], object], within_s: float = 90.0) -> None:
         end = time.monotonic() + within_s
         while not true():
             assert time.monotonic() < end, f"it did not come to it in time\n{self.logs()}"

@@ -73,7 +73,7 @@ async def test_a_node_without_any_release_comes_back(
     assert (agent.hello.version, agent.hello.digest) == (builds.new.version, builds.new.digest)
     assert agent.hello.tx != ""
     await place.until(lambda: place.is_on(builds.new))
-    assert not place.layout.starts.exists(), "the agent's welcome has removed the count"
+    await place.until(lambda: not place.layout.starts.exists())  # the agent's welcome removes the count
 
 
 async def test_it_answers_pings_and_refuses_other_work(place: Place, gateway: Gateway) -> None:
@@ -167,8 +167,8 @@ async def test_a_cut_transfer_goes_on_where_it_stopped(
     offer = offer_of(core, data, block=32_768, window=8)
     await deliver(connection, offer, data, most=20)
     await asyncio.sleep(0.5)
-    await connection.cut()
     began = time.monotonic()
+    await connection.cut()
     second = await gateway.call("beacon")
     assert time.monotonic() - began > 0.9, "the floor of its waits"
     have, state = await deliver(second, replace(offer, id="u-2"), data)
@@ -238,9 +238,9 @@ async def test_it_has_the_agents_role(place: Place, gateway: Gateway) -> None:
     assert place.pid("agent") == child.pid
     assert not RoleLock(place.layout.role_lock("agent")).try_acquire()
     second = place.launch()
-    assert await asyncio.to_thread(second.wait, 10) == 4
+    assert await asyncio.to_thread(second.wait, 60) == 4
     child.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(child.wait, 5) == -signal.SIGTERM
+    assert await asyncio.to_thread(child.wait, 60) == -signal.SIGTERM
 
 
 async def test_a_release_that_never_gets_a_welcome_calls_for_help(
@@ -251,7 +251,7 @@ async def test_a_release_that_never_gets_a_welcome_calls_for_help(
     for role in ("agent", "updater"):
         place.put(role, variants.variant("does-not-start", "1.0.2"))
     place.keep()
-    connection = await gateway.call("beacon", within_s=60.0)
+    connection = await gateway.call("beacon", within_s=180.0)
     starts = place.layout.starts.read_text().splitlines()
     assert len(starts[1].split()) == 5
     assert place.pid("agent") == connection.hello.pid
@@ -301,7 +301,7 @@ async def test_killed_anywhere_the_node_comes_back(
         await connection.cut()
     for _ in range(4):
         with contextlib.suppress(AssertionError, TimeoutError):
-            connection = await gateway.call("beacon", "agent", within_s=15.0)
+            connection = await gateway.call("beacon", "agent", within_s=60.0)
             await helped(connection, gateway, release, core, ["agent", "updater"])
         if place.is_on(builds.new):
             break

@@ -27,10 +27,10 @@ from instar.trust.program import program_digest
 from instar_lab.program import build
 
 VERSION = "1.2.3"
-WITHIN_S = 20.0
+WITHIN_S = 60.0  # where much else runs, a process may take ten seconds for its start
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "INSTAR_TEST_SECRET": "x"}
 LIMITS = {
-    "seconds": 20.0,
+    "seconds": 60.0,
     "memory": 256 << 20,
     "processes": 32,
     "files": 256,

@@ -343,18 +343,16 @@ def test_a_forked_child_that_comes_back_says_nothing(runner: Runner, make_module
 
 def test_children_and_threads_do_not_keep_it(runner: Runner, make_module: MakeModule) -> None:
     """The reply and the exit come at once; what is left of the group is the starter's to end."""
-    lines = ["import subprocess, threading, time", "threading.Thread(target=time.sleep, args=(60,)).start()"]
+    lines = ["import subprocess, threading, time", "threading.Thread(target=time.sleep, args=(600,)).start()"]
     lines += ["pid = subprocess.Popen(['sleep', '600']).pid", "return {'pid': pid}"]
     module = make_module("children", body(*lines))
     for run in (runner.run, runner.warm().run):
-        began = time.monotonic()
-        end = run(module)
+        end = run(module)  # raises when it takes longer than WITHIN_S
         assert end.exit_code == 0
-        assert time.monotonic() - began < 15
         assert gone(end.reply["pid"])
 
 
-def gone(pid: int, within_s: float = 5.0) -> bool:
+def gone(pid: int, within_s: float = 60.0) -> bool:
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         try:
