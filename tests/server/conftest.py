@@ -1,4 +1,7 @@
-"""One server for most tests of a worker; tests that kill or alter a server start their own."""
+"""One server for most tests of a worker; tests that kill or alter a server start their own.
+
+Nodes that are played here do not ping by themselves: `ping_s` is so large that none is taken for gone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from tests.server.world import Channel, Node, World, running
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with running(
-        tmp_path_factory.mktemp("server"), ping_s=2.0, job_s=3.0, look_floor_s=30.0, wrong_tokens=1000
+        tmp_path_factory.mktemp("server"), ping_s=30.0, job_s=3.0, look_floor_s=30.0, wrong_tokens=1000
     ) as world:
         world.publish("1.0.0")
         world.publish("1.1.0")
@@ -29,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A server that is impatient: sends again after 0.4 s, asks after 0.6 s of silence."""
     folder = tmp_path_factory.mktemp("orders")
-    with running(folder, ping_s=5.0, job_resend_s=0.4, job_silence_s=0.6, wrong_tokens=1000) as world:
+    with running(folder, ping_s=30.0, job_resend_s=0.4, job_silence_s=0.6, wrong_tokens=1000) as world:
         world.publish("1.0.0")
         for version in ("1.0.0", "1.2.0", "1.10.0"):
             world.publish_module("echo", version)
@@ -40,7 +43,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A server with system bundles, for nodes with two slots."""
-    with running(tmp_path_factory.mktemp("systems"), ping_s=5.0, wrong_tokens=1000) as world:
+    with running(tmp_path_factory.mktemp("systems"), ping_s=30.0, wrong_tokens=1000) as world:
         world.publish("1.0.0")
         systems.publish(world, "1.1.0")
         systems.publish(world, "1.2.0", min_version="1.1.0")

@@ -17,7 +17,7 @@ from instar_server.trust import bundle as bundles
 from instar_server.trust.pack import Release
 from tests.node.boot.test_disks import image
 from tests.server.test_history import event, send
-from tests.server.world import Node, World
+from tests.server.world import WITHIN_S, Node, World
 
 BOARD = "board-7"
 
@@ -126,7 +126,7 @@ def say(node: Node, tx: str, generation: int, *phases: str, **more: Any) -> None
     assert answer.status_code == 200, answer.text
 
 
-async def eventually(check: Callable[[], bool], within_s: float = 10.0) -> None:
+async def eventually(check: Callable[[], bool], within_s: float = WITHIN_S) -> None:
     until = time.monotonic() + within_s
     while not await asyncio.to_thread(check):
         assert time.monotonic() < until

@@ -11,7 +11,7 @@ import tarfile
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.server.world import Channel, World
+from tests.server.world import WITHIN_S, Channel, World
 
 INSTALLED = "ab" * 48  # what the played node says that it runs
 
@@ -36,7 +36,7 @@ class Taken:
             return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 
-async def offer(channel: Channel, within_s: float = 20.0) -> dict[str, Any]:
+async def offer(channel: Channel, within_s: float = WITHIN_S) -> dict[str, Any]:
     """The next offer. One that is called off before is let go, as a node does."""
     while (frame := await channel.read(within_s))["t"] in ("look", "update-block", "update-end"):
         if frame["t"] == "update-end":
@@ -65,7 +65,7 @@ async def take(
     acked = len(start) // size
     await have(channel, offered, **{"have": acked, **said})
     while True:
-        frame = await channel.read(30.0)
+        frame = await channel.read()
         if frame["t"] in ("look", "pong"):
             continue
         assert frame["id"] == offered["id"], frame
@@ -94,7 +94,7 @@ async def transfer(world: World, node: str) -> dict[str, Any]:
     return found
 
 
-async def state(world: World, node: str, *states: str, within_s: float = 15.0) -> dict[str, Any]:
+async def state(world: World, node: str, *states: str, within_s: float = WITHIN_S) -> dict[str, Any]:
     """The transfer once it is in one of these states."""
     until = asyncio.get_running_loop().time() + within_s
     while (view := await transfer(world, node))["state"] not in states:

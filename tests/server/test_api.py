@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from tests.server.test_channel import eventually
 from tests.server.world import World, running
 
 # Of the right form, and still a 400: no such release, a file of another digest, metadata without signatures,
@@ -43,7 +45,9 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world.ports["api_port_http"] = world.ports["api"]
         release = world.operator.add("1.0.0")
         headers = {"Authorization": f"Bearer {world.admin}"}
-        with httpx.Client(base_url=f"{world.ports['api']}/api/v1", headers=headers, trust_env=False) as api:
+        with httpx.Client(
+            base_url=f"{world.ports['api']}/api/v1", headers=headers, trust_env=False, timeout=60
+        ) as api:
             api.put(f"/blobs/{release.sha256}", content=release.archive).raise_for_status()
             api.put("/trust/targets", content=world.operator.targets).raise_for_status()
         yield world
@@ -84,7 +88,7 @@ def _check(operation: Any, mode: GenerationMode, token: str) -> None:
 
 def client(own: World, token: str | None) -> httpx.Client:
     headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
-    return httpx.Client(base_url=f"{own.ports['api']}/api/v1", headers=headers, trust_env=False, timeout=20)
+    return httpx.Client(base_url=f"{own.ports['api']}/api/v1", headers=headers, trust_env=False, timeout=60)
 
 
 def test_roles_hold(own: World) -> None:
@@ -159,18 +163,21 @@ async def test_the_stream_tells_what_changes(world: World) -> None:
     seen: list[str] = []
 
     def read() -> None:
-        with world.api() as api, api.stream("GET", "/stream", params={"for_s": 3}) as stream:
-            seen.extend(stream.iter_lines())
+        with world.api() as api, api.stream("GET", "/stream", params={"for_s": 60}) as stream:
+            for line in stream.iter_lines():
+                seen.append(line)
+                if '"kind": "disconnected"' in line and node.id in line:
+                    return
 
-    reader = asyncio.create_task(asyncio.to_thread(read))
-    await asyncio.sleep(0.5)
     node = await asyncio.to_thread(world.new_node)
+    reader = asyncio.create_task(asyncio.to_thread(read))
+    await eventually(lambda: ": connected" in seen)
+    other = await asyncio.to_thread(world.new_node)
     async with node.connected():
         pass
     await reader
-    for kind in ("enrolled", "connected", "disconnected"):
-        place = seen.index(f"event: {kind}")
-        assert node.id in seen[place + 1]
+    for kind, who in (("enrolled", other), ("connected", node), ("disconnected", node)):
+        assert any(line == f"event: {kind}" and who.id in body for line, body in pairwise(seen)), kind
 
 
 def test_pages(world: World, tmp_path: Path) -> None:

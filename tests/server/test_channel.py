@@ -7,17 +7,18 @@ import json
 import random
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from instar.wire.messages import MAX_FRAME
-from tests.server.world import Channel, World
+from tests.server.world import WITHIN_S, Channel, World, running
 
 
-async def eventually(check: Any, within_s: float = 5.0) -> None:
+async def eventually(check: Any, within_s: float = WITHIN_S) -> None:
     """Wait until `check()` is true."""
     loop = asyncio.get_running_loop()
     until = loop.time() + within_s
@@ -225,10 +226,18 @@ async def test_revoking_one_certificate_leaves_the_others(world: World) -> None:
         assert await alive(channel)
 
 
-async def test_a_silent_node_is_noticed(world: World, channel: Channel) -> None:
-    """ping_s is 2 here; after 2.5 of these without a frame the channel is cut."""
-    assert (await channel.read(30.0))["t"] == "closed"
-    await eventually(lambda: world.node(channel.node.id)["state"] == "offline")
+@pytest.fixture
+def brisk(tmp_path: Path) -> Iterator[World]:
+    with running(tmp_path, ping_s=1.0) as world:
+        yield world
+
+
+async def test_a_silent_node_is_noticed(brisk: World) -> None:
+    """After 2.5 times `ping_s` without a frame the channel is cut."""
+    node = await asyncio.to_thread(brisk.new_node)
+    async with node.connected() as channel:
+        assert (await channel.read())["t"] == "closed"
+        await eventually(lambda: brisk.node(node.id)["state"] == "offline")
 
 
 async def test_a_resumed_handshake_is_no_way_around_a_revocation(world: World) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from instar.core.errors import InputError
 from instar_server.ctl.jobs import arguments_of, value_of
 from instar_server.ctl.main import app
 from instar_server.ctl.orders import Progress, select, wait_s
+from tests.server.following import Following
 from tests.server.test_ctl import ctl, data
-from tests.server.world import Node, World
+from tests.server.world import WITHIN_S, Node, World
 
 
 async def run(world: World, *words: str) -> Result:
@@ -64,7 +67,7 @@ async def test_a_job_and_its_answers(world: World, nodes: list[Node]) -> None:
 
 async def test_a_job_that_not_all_do_ends_with_1(world: World, nodes: list[Node]) -> None:
     away = await asyncio.to_thread(world.new_node)
-    words = ["job", "run", "echo", "--node", nodes[0].id, "--node", away.id, "--wait", "1.5s"]
+    words = ["job", "run", "echo", "--node", nodes[0].id, "--node", away.id, "--wait", "6s"]
     done = await run(world, *words)
     assert done.exit_code == 1
     assert "1 done, 1 queued" in done.stdout
@@ -79,15 +82,16 @@ async def test_a_job_that_not_all_do_ends_with_1(world: World, nodes: list[Node]
 async def test_what_a_job_says_is_shown_as_it_says_it(world: World) -> None:
     node = await asyncio.to_thread(world.new_node)
     async with node.connected() as channel:
-        running = asyncio.create_task(run(world, "job", "run", "echo", "--node", node.id))
-        job = await channel.job()
-        await asyncio.sleep(1.5)  # until the command watches
-        await channel.send("output", id=job["id"], seq=1, kind="log", text="[bold]half way")
-        await asyncio.sleep(0.5)
+        running = Following(world, "job", "run", "echo", "--node", node.id)
+        job, until, seq = await channel.job(), time.monotonic() + WITHIN_S, 0
+        while not running.has_said(f"{node.id}  [bold]half way"):  # only who watches by then is told
+            assert time.monotonic() < until
+            seq += 1
+            await channel.send("output", id=job["id"], seq=seq, kind="log", text="[bold]half way")
+            await asyncio.sleep(0.3)
         await channel.answer(job, reply={"a": "[red]"})
-        done = await running
-    assert done.exit_code == 0
-    assert f"{node.id}  [bold]half way" in done.stderr
+        done = await running.done()
+    assert done.exit_code == 0, done
     assert "said: [bold]half way" in done.stdout
     assert '"a": "[red]"' in done.stdout
 
@@ -154,8 +158,13 @@ async def test_poke(world: World) -> None:
             for words in (["nodes", "poke"], ["node", "poke", "--via-server"]):
                 done = await run(world, *words, node.id)
                 assert (done.exit_code, str(port) in done.stdout) == (0, True), done.stderr
-                assert await asyncio.wait_for(knocks.get(), 5) == b""
-    silent = await run(world, "nodes", "poke", node.id)
+                assert await asyncio.wait_for(knocks.get(), WITHIN_S) == b""
+    with socket.socket() as deaf:  # nobody else may listen here
+        deaf.bind(("127.0.0.1", 0))
+        async with node.channel() as channel:
+            await channel.hello(wake_port=deaf.getsockname()[1])
+            await channel.read_type("welcome")
+            silent = await run(world, "nodes", "poke", node.id)
     assert (silent.exit_code, "[no-answer]" in silent.stderr) == (4, True)
 
 

@@ -32,7 +32,7 @@ def started(world: World, *words: str, **more: Any) -> subprocess.Popen[bytes]:
 
 
 def piped(world: World, *words: str) -> str:
-    out, error = started(world, *words, stdout=subprocess.PIPE).communicate(timeout=60)
+    out, error = started(world, *words, stdout=subprocess.PIPE).communicate(timeout=180)
     assert not error, error
     return out.decode()
 
@@ -50,7 +50,7 @@ def on_terminal(world: World, columns: int, *words: str) -> str:
             break
         found += block
     os.close(ours)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=180)
     assert not error, error
     return found.decode()
 

@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 from instar_server.ctl.main import app
 from instar_server.trust.pack import pack_recovery, release_of
 from tests.server import taking
+from tests.server.following import Following
 from tests.server.test_ctl import ctl, data
 from tests.server.world import World, program, running
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("ctl"), ping_s=5.0, wrong_tokens=1000) as world:
+    with running(tmp_path_factory.mktemp("ctl"), ping_s=30.0, wrong_tokens=1000) as world:
         world.publish("1.0.0")
         world.publish("1.1.0")
         world.publish_core("1.1.0")
@@ -59,10 +60,10 @@ async def test_a_transfer_is_watched(own: World) -> None:
     async with node.connected() as channel:
         await asyncio.to_thread(own.want, "node", node.id, "1.1.0", via="native")
         offered = await taking.offer(channel)
-        watching = asyncio.create_task(asyncio.to_thread(ctl, own, "node", "transfer", node.id, "--watch"))
-        await asyncio.sleep(0.5)
+        watching = Following(own, "node", "transfer", node.id, "--watch")
+        await watching.until_said("agent 1.1.0: offered")
         await taking.take(channel, offered)
-        done = await watching
+        done = await watching.done()
     assert done.exit_code == 0, done.stderr
     assert "agent 1.1.0: received 100 %" in done.stderr
     assert "1.1.0" in done.stdout

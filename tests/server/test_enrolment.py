@@ -47,7 +47,7 @@ def test_the_same_key_and_token_again_give_the_same_node(world: World) -> None:
 
 def test_an_expired_token_enrols_nobody(world: World) -> None:
     token = world.token(lifetime_s=3600)
-    with sqlite3.connect(world.layout.database, timeout=10) as database:
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
         database.execute("UPDATE enrolment_tokens SET expires = 1 WHERE uses_left = 1 AND uses = 1")
     assert code(fresh(world, "late").enrol(token)) == (403, "token-expired")
 
@@ -91,7 +91,9 @@ def test_renewal_gives_a_new_certificate_and_the_old_one_stays_good(world: World
 
 def test_without_a_certificate_only_enrolment_is_served(world: World) -> None:
     context = ssl.create_default_context(cafile=str(world.layout.ca / "ca.pem"))
-    with httpx.Client(base_url=fresh(world, "none").base, verify=context, trust_env=False) as http:
+    with httpx.Client(
+        base_url=fresh(world, "none").base, verify=context, trust_env=False, timeout=60
+    ) as http:
         for path in ("/v1/node/wanted", "/v1/metadata/timestamp.json", "/v1/channel", "/nowhere"):
             assert code(http.get(path)) == (401, "no-certificate")
 
@@ -135,13 +137,13 @@ def test_a_certificate_of_our_ca_that_was_never_issued_is_refused(world: World) 
 )
 def test_a_bad_body_is_named(world: World, body: bytes) -> None:
     context = ssl.create_default_context(cafile=str(world.layout.ca / "ca.pem"))
-    with httpx.Client(verify=context, trust_env=False) as http:
+    with httpx.Client(verify=context, trust_env=False, timeout=60) as http:
         answer = http.post(f"https://127.0.0.1:{world.ports['gateway_port']}/v1/enrol", content=body)
     assert code(answer) == (400, "bad-body")
 
 
 def test_a_body_over_the_limit_is_refused(world: World) -> None:
     context = ssl.create_default_context(cafile=str(world.layout.ca / "ca.pem"))
-    with httpx.Client(verify=context, trust_env=False) as http:
+    with httpx.Client(verify=context, trust_env=False, timeout=60) as http:
         answer = http.post(f"https://127.0.0.1:{world.ports['gateway_port']}/v1/enrol", content=b"x" * 70_000)
     assert code(answer) == (413, "body-too-large")

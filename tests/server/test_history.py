@@ -92,7 +92,7 @@ def test_tampering_shows(world: World, statement: str, fault: str) -> None:
     node = world.new_node()
     send(node, *(event("t1", n, "staged") for n in range(1, 4)))
     assert history(world, node)["whole"] is True
-    with sqlite3.connect(world.layout.database, timeout=10) as database:
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
         assert database.execute(statement, (node.id,)).rowcount == 1
     found = history(world, node)
     assert found["whole"] is False
@@ -119,13 +119,13 @@ def test_the_oldest_entries_go_and_what_is_kept_is_still_a_chain(own_history: Wo
         assert send(node, *(event("t1", n, "staged") for n in range(start, start + 500))).status_code == 200
     found = history(world, node)
     newest = found["entries"][0]["n"]
-    with sqlite3.connect(world.layout.database, timeout=10) as database:
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
         count, oldest = database.execute("SELECT count(*), min(n) FROM events").fetchone()
         assert KEEP <= count <= KEEP + SLACK
         assert (found["whole"], found["removed"], oldest) == (True, newest - count, newest - count + 1)
         database.execute("UPDATE events SET wall = wall + 1 WHERE n = ?", (oldest,))
     assert f"entry {oldest} was altered" in history(world, node)["fault"]
-    with sqlite3.connect(world.layout.database, timeout=10) as database:
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
         database.execute("DELETE FROM events WHERE n = ?", (oldest,))
     assert f"entry {oldest} is missing" in history(world, node)["fault"]
 

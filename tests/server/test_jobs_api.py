@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.server.test_channel import eventually
 from tests.server.world import Node, World
 
 
@@ -18,8 +19,16 @@ def post(world: World, path: str = "/jobs", status: int = 200, **body: Any) -> A
 
 
 def count(world: World) -> int:
-    with sqlite3.connect(world.layout.database, timeout=10) as database:
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
         return int(database.execute("SELECT count(*) FROM orders").fetchone()[0])
+
+
+def stored(world: World, node: Node) -> tuple[str, str]:
+    """Version and machine of a node's agent, as the database has them."""
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
+        words = "SELECT agent_version, arch FROM nodes WHERE id = ?"
+        version, arch = database.execute(words, (node.id,)).fetchone()
+    return version, arch
 
 
 @pytest.fixture
@@ -133,7 +142,7 @@ async def test_who_is_meant(world: World) -> None:
     async with nodes[2].channel() as channel:
         await channel.hello("1.1.0", arch="riscv64")
         await channel.read_type("welcome")
-    await asyncio.sleep(0.5)  # what was seen is written in batches
+    await eventually(lambda: stored(world, nodes[2]) == ("1.1.0", "riscv64"))  # it is written in batches
     ids = [node.id for node in nodes]
     for select, meant in (
         ({"group": group}, [0, 1, 2, 3]),
@@ -209,12 +218,14 @@ async def test_events_show_every_change_and_end(world: World) -> None:
     nodes = [await asyncio.to_thread(world.new_node, group) for _ in range(2)]
     ordered = await asyncio.to_thread(post, world, module="echo", select={"group": group}, args={"a": 1})
 
-    def read() -> list[dict[str, Any]]:
+    def read(into: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with world.api() as api, api.stream("GET", f"/jobs/{ordered['id']}/events") as stream:
-            return [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
+            into.extend(json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
+        return into
 
-    reading = asyncio.create_task(asyncio.to_thread(read))
-    await asyncio.sleep(0.5)
+    seen: list[dict[str, Any]] = []
+    reading = asyncio.create_task(asyncio.to_thread(read, seen))
+    await eventually(lambda: len(seen) == len(nodes))  # how each row is now
     for node in nodes:
         async with node.connected() as channel:
             job = await channel.job()
@@ -223,7 +234,7 @@ async def test_events_show_every_change_and_end(world: World) -> None:
             await channel.answer(
                 job, ok=ok, reply={"big": "x" * (10 if ok else 9000)}, code="" if ok else "memory"
             )
-    seen = await asyncio.wait_for(reading, 10)
+    await asyncio.wait_for(reading, 60)
     assert seen[-1] == {"kind": "end"}
     for node, state in zip(nodes, ("done", "failed"), strict=True):
         mine = [event for event in seen if event.get("node") == node.id]
@@ -235,7 +246,7 @@ async def test_events_show_every_change_and_end(world: World) -> None:
     done, failed = (next(e for e in seen if e.get("state") == state) for state in ("done", "failed"))
     assert done["reply"] == {"big": "x" * 10}
     assert (failed["reply"], failed["code"]) == (None, "memory")
-    again = await asyncio.to_thread(read)  # after the end: how it is, and the end
+    again = await asyncio.to_thread(read, [])  # after the end: how it is, and the end
     assert [(event["kind"], event.get("state")) for event in again] == [
         *sorted(
             (("row", "done"), ("row", "failed")),

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from instar_server.ca import FleetCA
+from instar_server.gateway.channels import SWEEP_S
 from tests.server import taking
 from tests.server.test_enrolment import code
 from tests.server.world import Node, World, make_csr, running
@@ -21,7 +22,7 @@ EXPIRED = (403, "certificate-expired")
 
 @pytest.fixture(scope="module")
 def helping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("helping"), ping_s=2.0, wrong_tokens=1000) as world:
+    with running(tmp_path_factory.mktemp("helping"), ping_s=30.0, wrong_tokens=1000) as world:
         world.publish("1.0.0")
         world.publish_core("1.0.0")
         yield world
@@ -98,7 +99,9 @@ async def test_its_beacon_is_helped_and_the_core_gets_what_it_needs(helping: Wor
         taken = await taking.take(beacon)
         assert taken.offer["line"] == "recovery"
         told = await beacon.read_type("agentupdate")
-        await asyncio.sleep(3.0)  # past a sweep: this channel does not end for its certificate's age
+        await asyncio.sleep(
+            SWEEP_S + 0.5
+        )  # past a sweep: this channel does not end for its certificate's age
 
         def ask() -> list[int]:
             with node.http() as http:

@@ -107,5 +107,5 @@ def test_an_operators_certificate_is_none_for_the_gateway(world: World, tmp_path
     context = ssl.create_default_context(cafile=str(out / "ca.pem"))
     context.load_cert_chain(str(out / "cert.pem"), str(out / "key.pem"))
     address = f"https://127.0.0.1:{world.ports['gateway_port']}/v1/node/wanted"
-    answer = httpx.get(address, verify=context, trust_env=False)
+    answer = httpx.get(address, verify=context, trust_env=False, timeout=60)
     assert (answer.status_code, json.loads(answer.content)["error"]["code"]) == (403, "not-a-node")

@@ -5,23 +5,33 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from tests.server.orders import order, row, show, until
+from tests.server.orders import hurry, order, row, settled, show, until
 from tests.server.test_channel import eventually
 from tests.server.world import Channel, Node, World
 
 # ---- there and back
 
 
-async def test_a_job_goes_out_at_once_and_its_answer_comes_back(quick: World, channel: Channel) -> None:
-    body = {"args": {"x": [1, None, "é"]}, "deadline_s": 7.5, "lapse_s": 100, "wait_s": 10}
-    waiting = asyncio.create_task(order(quick, channel.node, **body))
+@pytest.fixture
+async def patient(world: World) -> AsyncIterator[Channel]:
+    """A node of a server that sends nothing again before 10 s have passed."""
+    node = await asyncio.to_thread(world.new_node)
+    async with node.connected() as found:
+        yield found
+
+
+async def test_a_job_goes_out_at_once_and_its_answer_comes_back(world: World, patient: Channel) -> None:
+    channel = patient
+    body = {"args": {"x": [1, None, "é"]}, "deadline_s": 7.5, "lapse_s": 1000, "wait_s": 50}
+    waiting = asyncio.create_task(order(world, channel.node, **body))
     job = await channel.read_type("job")
-    assert 95 < job.pop("lapse_s") <= 100
-    release = quick.operator.modules["echo", "1.10.0"]  # the newest, not the last by letters
+    assert 900 < job.pop("lapse_s") <= 1000
+    release = world.operator.modules["echo", "1.10.0"]  # the newest, not the last by letters
     assert job == {
         "t": "job", "id": job["id"], "module": "echo", "purpose": "job", "args": {"x": [1, None, "é"]},
         "deadline_s": 7.5, "version": "1.10.0", "digest": release.digest, "target": release.path,
@@ -37,10 +47,11 @@ async def test_a_job_goes_out_at_once_and_its_answer_comes_back(quick: World, ch
     assert (done["states"], done["open"], done["nodes"]) == ({"done": 1}, 0, 1)
     told = done["rows"][0]
     assert {name: told[name] for name in result} == result
-    assert (told["ok"], told["code"], told["output"], told["sends"]) == (True, "", "one\ntwo\n", 1)
+    assert (told["ok"], told["code"], told["output"]) == (True, "", "one\ntwo\n")
+    assert told["sends"] == channel.jobs[job["id"]]
     assert told["sent_at"] <= told["ended_at"]
     await asyncio.sleep(0.5)  # marks are written: they must not take a row back
-    assert await show(quick, done) == done
+    assert await show(world, done) == done
 
 
 @pytest.mark.parametrize(
@@ -54,7 +65,7 @@ async def test_a_job_goes_out_at_once_and_its_answer_comes_back(quick: World, ch
 async def test_a_job_that_fails_says_why(
     quick: World, channel: Channel, said: dict[str, Any], state: str
 ) -> None:
-    waiting = asyncio.create_task(order(quick, channel.node, wait_s=10))
+    waiting = asyncio.create_task(order(quick, channel.node, wait_s=50))
     job = await channel.job()
     await channel.answer(job, ok=False, reply={}, **said)
     ordered = await waiting
@@ -65,12 +76,12 @@ async def test_a_job_that_fails_says_why(
 
 
 async def test_a_node_that_is_off_gets_its_jobs_in_order_when_it_comes(quick: World, node: Node) -> None:
-    ordered = [await order(quick, node, args={"n": n}, lapse_s=500) for n in range(3)]
+    ordered = [await order(quick, node, args={"n": n}, lapse_s=1000) for n in range(3)]
     assert [each["states"] for each in ordered] == [{"queued": 1}] * 3
     async with node.connected() as channel:
         jobs = [await channel.job() for _ in range(3)]
         assert [job["args"]["n"] for job in jobs] == [0, 1, 2]
-        assert all(400 < job["lapse_s"] < 500 for job in jobs)
+        assert all(800 < job["lapse_s"] < 1000 for job in jobs)
         assert (await until(quick, ordered[0], "taken"))["taken_at"]
         for job in jobs:
             await channel.answer(job)
@@ -82,15 +93,13 @@ async def test_what_is_not_taken_is_sent_again_and_what_is_taken_is_not(
 ) -> None:
     ordered = await order(quick, channel.node)
     first = await channel.read_type("job")
-    again = await channel.read_type("job", 5.0)
+    while (again := await channel.read_type("job"))["lapse_s"] >= first["lapse_s"]:
+        assert again["id"] == first["id"]  # ordered just as the node came, it may be sent for both reasons
     assert again["id"] == first["id"]
-    assert again["lapse_s"] < first["lapse_s"]
     await channel.send("taken", id=first["id"])
     told = await until(quick, ordered, "taken")
     assert told["sends"] >= 2
-    await channel.send("ping", n=5)
-    while (frame := await channel.read()) != {"t": "pong", "n": 5}:
-        assert frame["t"] == "job"  # one may have been on its way
+    await settled(quick, channel)
     with pytest.raises(TimeoutError):
         await channel.read(1.5)
 
@@ -98,10 +107,11 @@ async def test_what_is_not_taken_is_sent_again_and_what_is_taken_is_not(
 async def test_a_node_that_is_late_with_its_result_is_asked(quick: World, channel: Channel) -> None:
     """deadline_s 0.3 and silence_s 0.6: asked after 0.9 s, by the same frame, again and again."""
     ordered = await order(quick, channel.node, deadline_s=0.3)
-    job = await channel.job()
-    began = time.monotonic()
-    for _ in range(2):
-        assert (await channel.read_type("job", 5.0))["id"] == job["id"]
+    job, began = await channel.read_type("job"), time.monotonic()
+    await channel.send("taken", id=job["id"])
+    await settled(quick, channel)
+    for _ in range(3):  # the first may be late for its taking, all the same
+        assert (await channel.read_type("job"))["id"] == job["id"]
         await channel.send("taken", id=job["id"])
     assert time.monotonic() - began > 1.5
     await channel.answer(job)
@@ -130,7 +140,7 @@ async def test_a_pile_of_jobs_comes_in_parts(quick: World, node: Node) -> None:
     add_orders(quick, node, 300)
     async with node.connected() as channel:
         jobs = [await channel.job() for _ in range(256)]
-        await asyncio.sleep(0.6)  # all are taken, and that is written: nothing is sent again
+        await settled(quick, channel)
         with pytest.raises(TimeoutError):
             await channel.read(0.5)
         await order(quick, node)  # newer than all that wait: it goes behind them
@@ -151,11 +161,11 @@ async def test_a_pile_of_jobs_comes_in_parts(quick: World, node: Node) -> None:
 def add_orders(world: World, node: Node, count: int) -> None:
     """Put orders for a node into the database, as many calls of the API would."""
     now = time.time()
-    with sqlite3.connect(world.layout.database, timeout=10) as database:
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
         for n in range(count):
             id_ = f"{n:06x}{node.id[2:]}00"
             database.execute(
-                "INSERT INTO orders VALUES (?,'job','selftest','','','','{}','{}',1,30,?,?,'x',NULL,'')",
+                "INSERT INTO orders VALUES (?,'job','selftest','','','','{}','{}',1,600,?,?,'x',NULL,'')",
                 (f"o-{id_}", now + 900, now - 900 + n),
             )
             database.execute(
@@ -177,8 +187,9 @@ async def test_a_node_without_room_is_asked_again(quick: World, channel: Channel
     assert (told["code"], told["text"]) == ("", "")
     await channel.answer(again)
     assert (await row(quick, ordered))["state"] == "done"
-    refused = await order(quick, channel.node, lapse_s=1)
+    refused = await order(quick, channel.node)
     await channel.answer(await channel.read_type("job"), ok=False, code="not-taken", reason=why)
+    hurry(quick, refused)
     assert why in (await until(quick, refused, "lapsed"))["text"]
 
 
@@ -197,18 +208,20 @@ async def test_a_job_that_nobody_takes_lapses(quick: World, node: Node) -> None:
 
 async def test_waiting_ends_when_the_last_row_has_ended_however_it_did(quick: World, node: Node) -> None:
     began = time.monotonic()
-    done = await order(quick, node, lapse_s=1, wait_s=15)
+    done = await order(quick, node, lapse_s=1, wait_s=50)
     assert done["states"] == {"lapsed": 1}
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 45
 
 
 async def test_a_node_that_took_a_job_and_is_gone_ends_as_lost_until_it_speaks(
     quick: World, node: Node
 ) -> None:
     async with node.connected() as channel:
-        ordered = await order(quick, node, lapse_s=1, deadline_s=0.5)
+        ordered = await order(quick, node)
         job = await channel.job()
         await until(quick, ordered, "taken")
+    await eventually(lambda: quick.node(node.id)["state"] == "offline")
+    hurry(quick, ordered)
     told = await until(quick, ordered, "lost")
     assert (told["ok"], told["code"]) == (None, "node-gone")
     async with node.connected() as channel:
@@ -220,8 +233,10 @@ async def test_a_node_that_took_a_job_and_is_gone_ends_as_lost_until_it_speaks(
 
 
 async def test_a_connected_node_that_never_answers_ends_as_lost(quick: World, channel: Channel) -> None:
-    ordered = await order(quick, channel.node, lapse_s=1, deadline_s=0.2)
+    ordered = await order(quick, channel.node)
     await channel.job()
+    await until(quick, ordered, "taken")
+    hurry(quick, ordered)
     told = await until(quick, ordered, "lost")
     assert told["code"] == "no-result"
 
@@ -285,7 +300,7 @@ async def test_what_is_taken_ends_by_its_result(quick: World, node: Node) -> Non
 
 
 async def test_cancelling_answers_who_waits(quick: World, node: Node) -> None:
-    waiting = asyncio.create_task(order(quick, node, wait_s=15))
+    waiting = asyncio.create_task(order(quick, node, wait_s=50))
     await eventually(lambda: quick.ask("GET", "/jobs?limit=1")["orders"][0]["select"] == {"nodes": [node.id]})
     newest = (await asyncio.to_thread(quick.ask, "GET", "/jobs?limit=1"))["orders"][0]
     await cancel(quick, newest)

@@ -284,8 +284,9 @@ async def test_making_ends_with_the_server(tmp_path: Path) -> None:
     parcels = Parcels(repositories.repository, tmp_path / "parcels")
     waiting: list[asyncio.Task[Any]] = [asyncio.create_task(parcels.parcel_of(target)) for _ in range(2)]
     waiting.append(asyncio.create_task(parcels.archive_sha384(target)))  # behind it
-    while not any(path.stat().st_size for path in (tmp_path / "parcels").glob(".*.new")):
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60):
+        while not any(path.stat().st_size for path in (tmp_path / "parcels").glob(".*.new")):
+            await asyncio.sleep(0.001)
     await parcels.close()
     codes = [error.code for error in await asyncio.gather(*waiting, return_exceptions=True)
              if isinstance(error, InstarError)]  # fmt: skip

@@ -21,7 +21,7 @@ from tests.server.world import Channel, Node, World, running
 
 @pytest.fixture(scope="module")
 def rescuing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("rescuing"), ping_s=5.0, wrong_tokens=1000) as world:
+    with running(tmp_path_factory.mktemp("rescuing"), ping_s=30.0, wrong_tokens=1000) as world:
         for version in ("1.0.0", "1.1.0", "1.2.0"):
             world.publish(version)
         for version in ("0.9.0", "1.10.0", "1.9.0"):
@@ -330,7 +330,7 @@ async def test_artifacts_have_their_own_port(tmp_path_factory: pytest.TempPathFa
         assert place == f"https://127.0.0.1:{world.ports['artifacts_port']}"
         with (
             node.http() as here,
-            httpx.Client(base_url=place, verify=node.context(), trust_env=False) as there,
+            httpx.Client(base_url=place, verify=node.context(), trust_env=False, timeout=60) as there,
         ):
             for each in (path, "/v1/metadata/timestamp.json"):
                 refused = await asyncio.to_thread(here.get, each)
@@ -353,9 +353,9 @@ async def test_artifacts_have_their_own_port(tmp_path_factory: pytest.TempPathFa
                 await taking.state(world, node.id, "done")
             assert (await asyncio.to_thread(here.get, path)).status_code == 421
         nobody = ssl.create_default_context(cafile=str(world.layout.ca / "ca.pem"))
-        stranger = httpx.Client(base_url=place, verify=nobody, trust_env=False)
+        stranger = httpx.Client(base_url=place, verify=nobody, trust_env=False, timeout=60)
         answer = await asyncio.to_thread(stranger.get, "/v1/metadata/timestamp.json")
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "no-certificate")
         await asyncio.to_thread(world.ask, "POST", f"/nodes/{node.id}/revoke", json={})
-        with httpx.Client(base_url=place, verify=node.context(), trust_env=False) as there:
+        with httpx.Client(base_url=place, verify=node.context(), trust_env=False, timeout=60) as there:
             assert (await asyncio.to_thread(there.get, path)).status_code == 403

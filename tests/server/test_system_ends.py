@@ -13,7 +13,7 @@ from instar_server.domain import systems as rules
 from tests.server.systems import at_work, new_node, order, report, say, slot, tell, view, wanted
 from tests.server.test_history import event, send
 from tests.server.test_systems_rules import GOOD, MADE, heard
-from tests.server.world import Node, World
+from tests.server.world import WITHIN_S, Node, World
 
 DAY = 86400.0
 
@@ -24,7 +24,7 @@ def node(fleet: World) -> Node:
 
 
 def change(world: World, statement: str, *values: object) -> None:
-    with sqlite3.connect(world.layout.database, timeout=10) as database:
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
         database.execute(statement, values)
 
 
@@ -37,8 +37,17 @@ def due_before(world: World, node: Node, by_s: float) -> None:
 
 
 def silent_for(world: World, node: Node, by_s: float) -> None:
-    time.sleep(1.5)  # reports are written once a second
+    told, until = view(world, node)["told"], time.monotonic() + WITHIN_S
+    while written(world, node) != told:  # it is written in batches
+        assert time.monotonic() < until
+        time.sleep(0.05)
     change(world, "UPDATE nodes SET system_at = system_at - ? WHERE id = ?", by_s, node.id)
+
+
+def written(world: World, node: Node) -> float:
+    with sqlite3.connect(world.layout.database, timeout=WITHIN_S) as database:
+        found: float = database.execute("SELECT system_at FROM nodes WHERE id = ?", (node.id,)).fetchone()[0]
+    return found
 
 
 # ---- orders that nobody begins
@@ -66,11 +75,11 @@ def test_an_order_of_which_nothing_was_heard_lapses(fleet: World, node: Node) ->
 def test_it_lapses_also_when_nobody_looks(fleet: World, node: Node) -> None:
     order(fleet, node)
     ordered_before(fleet, node, 8 * DAY)
-    until = time.monotonic() + 20
+    until = time.monotonic() + WITHIN_S
     while "system-lapsed" not in [each["phase"] for each in fleet.history(node.id)]:
         assert time.monotonic() < until
         time.sleep(0.2)
-    with sqlite3.connect(fleet.layout.database, timeout=10) as database:
+    with sqlite3.connect(fleet.layout.database, timeout=60) as database:
         found = database.execute("SELECT state FROM system_updates WHERE node = ?", (node.id,)).fetchall()
     assert found == [("lapsed",)]
 

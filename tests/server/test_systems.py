@@ -26,7 +26,7 @@ def node(fleet: World) -> Node:
 
 def rows(world: World, node: Node) -> tuple[Any, ...]:
     """All that an order may write of a node."""
-    with sqlite3.connect(world.layout.database, timeout=10) as database:
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
         updates = database.execute("SELECT * FROM system_updates WHERE node = ?", (node.id,)).fetchall()
         events = database.execute("SELECT n FROM events WHERE node = ?", (node.id,)).fetchall()
         cold = database.execute(
@@ -118,7 +118,7 @@ def test_the_history_shows_slot_versions_mode_and_why(fleet: World, node: Node) 
     assert (ordered["source"], ordered["phase"], ordered["mode"]) == ("server", "system-ordered", "kexec")
     assert made["id"] in ordered["reason_text"]
     assert history["whole"] is True
-    with sqlite3.connect(fleet.layout.database, timeout=10) as database:
+    with sqlite3.connect(fleet.layout.database, timeout=60) as database:
         database.execute("UPDATE events SET slot = 'a' WHERE node = ? AND n = ?", (node.id, last["n"]))
     assert "was altered" in fleet.ask("GET", f"/nodes/{node.id}/history")["fault"]
 
@@ -205,7 +205,7 @@ def test_what_the_node_does_by_itself_aborts_too(fleet: World, node: Node) -> No
 
 def set_back(world: World, node: Node, by_s: float) -> None:
     """As if the node had said all this so long ago."""
-    with sqlite3.connect(world.layout.database, timeout=10) as database:
+    with sqlite3.connect(world.layout.database, timeout=60) as database:
         database.execute("UPDATE nodes SET tx_at = tx_at - ?1 WHERE id = ?2", (by_s, node.id))
         database.execute("UPDATE events SET stored_at = stored_at - ?1 WHERE node = ?2", (by_s, node.id))
 
@@ -324,7 +324,7 @@ def test_of_calls_at_the_same_time_exactly_one_gets_through(fleet: World) -> Non
 
 def test_the_database_itself_allows_one_at_a_time(fleet: World, node: Node) -> None:
     order(fleet, node)
-    with sqlite3.connect(fleet.layout.database, timeout=10) as database:
+    with sqlite3.connect(fleet.layout.database, timeout=60) as database:
         names = ", ".join(
             name for _, name, *_ in database.execute("PRAGMA table_info(system_updates)")
             if name not in ("id", "generation")
@@ -383,7 +383,7 @@ def test_generations_given_out_after_the_backup_are_not_given_again(fleet: World
     """The node has them in its journals, and would never begin with an order of an older one."""
     before = order(fleet, node)["generation"]
     fleet.ask("DELETE", f"/nodes/{node.id}/update-os")
-    with sqlite3.connect(fleet.layout.database, timeout=10) as database:
+    with sqlite3.connect(fleet.layout.database, timeout=60) as database:
         database.execute("UPDATE counters SET value = 0 WHERE name = 'generation'")
     made = order(fleet, node)["generation"]
     assert made > before

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -17,17 +16,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from instar_lab.machine import free_port
 from instar_server.ctl.main import app
 from instar_server.trust import offline
 from tests.server import systems
+from tests.server.following import Following
 from tests.server.systems import at_work, make_bundle, new_node, report, say, slot, tell, view, wanted
 from tests.server.test_ctl import ctl, data
-from tests.server.world import ROOT, Node, World, running
+from tests.server.world import ROOT, WITHIN_S, Node, World, running
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("ctl"), ping_s=5.0, wrong_tokens=1000) as world:
+    with running(tmp_path_factory.mktemp("ctl"), ping_s=30.0, wrong_tokens=1000) as world:
         systems.publish(world, "1.1.0")
         yield world
 
@@ -43,7 +44,7 @@ def update(node: str, *more: str, mode: str = "reboot") -> tuple[str, ...]:
 
 async def told(node: Node) -> dict[str, Any]:
     """What the node is told, as soon as it is."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + WITHIN_S
     while not (lines := (await asyncio.to_thread(wanted, node))["lines"]):
         assert time.monotonic() < until
         await asyncio.sleep(0.05)
@@ -98,23 +99,21 @@ async def follow(own: World, node: Node, *words: str) -> asyncio.Task[Any]:
 async def test_what_went_well_is_waited_for(
     own: World, node: Node, mode: str, after: dict[str, Any], said: str
 ) -> None:
-    waiting = await follow(own, node, *update(node.id, "--wait", mode=mode))
+    waiting = Following(own, *update(node.id, "--wait", mode=mode))
     line = await told(node)
     g, digest = line["generation"], line["digest"]
     assert line["mode"] == mode
     for step, phase, done in (("stage", "offered", 100_000), ("verify", "staged", 300_000)):
         await asyncio.to_thread(say, node, "t", g, phase, first=done, mode=mode)
         await asyncio.to_thread(tell, node, update=at_work("t", g, step, done=done))
-        await asyncio.sleep(0.6)
+        await waiting.until_said(f"{phase}, {step}")
     await asyncio.to_thread(say, node, "t", g, "confirmed", first=999_999, mode=mode)
     await asyncio.sleep(0.2)
     now = report(running="b", slots={"a": slot(), "b": slot("1.1.0", digest, **after)})
     await asyncio.to_thread(tell, node, now)
-    done = await waiting
+    done = await waiting.done()
     assert done.exit_code == 0, done.stderr
     assert said in done.stdout
-    assert "offered, stage" in done.stderr
-    assert "staged, verify" in done.stderr
     assert "300.0/300.0 kB" in done.stderr  # the bar
 
 
@@ -160,8 +159,7 @@ async def test_a_nodes_words_rule_no_terminal_and_are_no_markup(own: World, node
 
 
 async def test_waiting_ends_and_goes_on_after_a_cut(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        ports = {"api_port": one.getsockname()[1], "gateway_port": other.getsockname()[1]}
+    ports = {"api_port": free_port(), "gateway_port": free_port()}
     world = await asyncio.to_thread(World, tmp_path, **ports)
     await asyncio.to_thread(world.start)
     try:
@@ -171,14 +169,14 @@ async def test_waiting_ends_and_goes_on_after_a_cut(tmp_path: Path) -> None:
         assert done.exit_code == 1
         assert "not ended within 1s" in done.stderr
         assert "cancel-os" in done.stderr
-        watching = await follow(world, node, "node", "system", node.id, "--watch")
-        await asyncio.sleep(1.0)
+        watching = Following(world, "node", "system", node.id, "--watch")
+        await watching.until_said("web 1.1.0")
         await asyncio.to_thread(world.kill)
         await asyncio.to_thread(world.start)
         g = (await told(node))["generation"]
         await asyncio.to_thread(say, node, "t", g, "trial", "confirmed")
         await asyncio.to_thread(tell, node)
-        done = await watching
+        done = await watching.done()
         assert done.exit_code == 0, done.stderr
         assert "confirmed" in done.stdout
     finally:

@@ -20,7 +20,7 @@ FORCED: dict[str, Any] = {"features": ["native", "native-force"]}
 
 @pytest.fixture(scope="module")
 def sending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("forced"), ping_s=5.0, native_block=4096) as world:
+    with running(tmp_path_factory.mktemp("forced"), ping_s=30.0, native_block=4096) as world:
         world.publish("1.1.0", NOISE)
         yield world
 

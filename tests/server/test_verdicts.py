@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.world import Node, World
+from tests.server.world import WITHIN_S, Node, World
 
 
 def digest(world: World, version: str) -> str:
@@ -47,12 +47,12 @@ async def node(world: World) -> Node:
 
 async def test_a_right_reply_passes_the_rehearsal_and_wakes_who_waits(world: World, node: Node) -> None:
     started = time.monotonic()
-    waiting = asyncio.create_task(ask(node, "rehearsal", "t1", digest(world, "1.1.0"), wait_s=15))
+    waiting = asyncio.create_task(ask(node, "rehearsal", "t1", digest(world, "1.1.0"), wait_s=20))
     await asyncio.sleep(0.3)
     assert not waiting.done()
     await rehearse(node, "t1")
     assert (await waiting)["verdict"] == "pass"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 18  # it was woken
     assert (await asyncio.to_thread(world.node, node.id))["state"] != "connected"
 
 
@@ -109,7 +109,7 @@ async def test_a_rehearsal_of_another_node_counts_for_nobody_else(world: World, 
 async def test_the_trial_passes_while_the_new_agent_is_up(world: World, node: Node) -> None:
     wanted = digest(world, "1.1.0")
     assert (await ask(node, "trial", "t8", wanted))["reason"]["code"] == "not-connected"
-    waiting = asyncio.create_task(ask(node, "trial", "t8", wanted, wait_s=15))
+    waiting = asyncio.create_task(ask(node, "trial", "t8", wanted, wait_s=20))
     async with node.connected("1.1.0", tx="t8") as channel:
         job = await channel.read_type("job")
         assert job["purpose"] == "health"
@@ -121,8 +121,10 @@ async def test_the_trial_passes_while_the_new_agent_is_up(world: World, node: No
         await channel.selftest(job, "1.1.0", answer="late lies")  # sent again: acknowledged, changes nothing
         await channel.read_type("ack")
         assert (await ask(node, "trial", "t8", wanted))["verdict"] == "pass"
-    await asyncio.sleep(0.2)
-    assert (await ask(node, "trial", "t8", wanted))["reason"]["code"] == "not-connected"
+    until = time.monotonic() + WITHIN_S
+    while (found := await ask(node, "trial", "t8", wanted))["verdict"] == "pass":  # until its end is seen
+        assert time.monotonic() < until
+    assert found["reason"]["code"] == "not-connected"
 
 
 async def test_the_trial_fails_on_a_wrong_reply_and_waits_for_an_old_agent(world: World, node: Node) -> None:
@@ -233,7 +235,7 @@ async def test_a_wish_sends_a_look_to_who_needs_it_once(world: World) -> None:
     async with node.connected("1.0.0") as channel:
         await asyncio.to_thread(world.want, "group", group, "1.0.0")
         await asyncio.to_thread(world.want, "group", group, "1.1.0")
-        look = await channel.read_type("look", 3.0)
+        look = await channel.read_type("look")
         assert "1.1.0" in look["reason"]
         with pytest.raises(TimeoutError):
             await channel.read(1.0)

@@ -42,7 +42,7 @@ from instar_server.trust.offline import RoleKeys
 from instar_server.trust.pack import Release, pack_files, pack_recovery, pack_release
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_WITHIN_S = 20.0
+WITHIN_S = 60.0  # for whatever a busy machine may take long for
 BASE = {"hosts": ["127.0.0.1", "localhost"], "bind": "127.0.0.1", "gateway_port": 0, "api_port": 0}
 
 
@@ -168,7 +168,7 @@ class World:
         assert process is not None
         assert process.stdout is not None
         process.send_signal(number)
-        status = process.wait(READY_WITHIN_S)
+        status = process.wait(WITHIN_S)
         process.stdout.close()
         self.log.close()
         self.process = None
@@ -180,7 +180,7 @@ class World:
         context = ssl.create_default_context(cafile=str(self.layout.ca / "ca.pem"))
         headers = {"Authorization": f"Bearer {token or self.admin}"}
         base = f"https://127.0.0.1:{self.ports['api_port']}/api/v1"
-        return httpx.Client(base_url=base, headers=headers, verify=context, timeout=20, trust_env=False)
+        return httpx.Client(base_url=base, headers=headers, verify=context, timeout=WITHIN_S, trust_env=False)
 
     def publish(self, version: str, noise: int = 0) -> Release:
         release = self.operator.add(version, noise)
@@ -290,7 +290,7 @@ class Node:
         body = {
             "v": 1, "token": token, "csr": make_csr(self.key) if csr is None else csr, "facts": facts or {"a": 1},
         }  # fmt: skip
-        with httpx.Client(verify=context, trust_env=False) as client:
+        with httpx.Client(verify=context, timeout=WITHIN_S, trust_env=False) as client:
             answer = client.post(f"{self.base}/v1/enrol", json=body)
         if answer.status_code == 200:
             self.id = answer.json()["node"]
@@ -314,7 +314,7 @@ class Node:
             self.id, self.key.public_key(), time.time() - days * 86400, (days - 1) * 86400
         )
         (self.folder / "cert.pem").write_text(issued.pem)
-        with sqlite3.connect(self.world.layout.database, timeout=10) as database:
+        with sqlite3.connect(self.world.layout.database, timeout=WITHIN_S) as database:
             row = (issued.serial, self.id, time.time() - days * 86400, issued.not_after)
             database.execute(
                 "INSERT INTO certificates (serial, node, issued, not_after) VALUES (?,?,?,?)", row
@@ -323,7 +323,7 @@ class Node:
     def http(self, program: str = "") -> httpx.Client:
         headers = {"Instar-Program": program} if program else {}
         return httpx.Client(
-            base_url=self.base, verify=self.context(), headers=headers, timeout=30, trust_env=False
+            base_url=self.base, verify=self.context(), headers=headers, timeout=WITHIN_S, trust_env=False
         )
 
     @contextlib.asynccontextmanager
@@ -370,7 +370,7 @@ class Channel:
     async def send(self, type_: str, **fields: Any) -> None:
         await self.ws.send_json({"t": type_, **fields})
 
-    async def read(self, within_s: float = 10.0) -> dict[str, Any]:
+    async def read(self, within_s: float = WITHIN_S) -> dict[str, Any]:
         """The next frame; {'t': 'closed'} when the server closed."""
         frame = await self.ws.receive(within_s)
         if frame.type is not aiohttp.WSMsgType.TEXT:
@@ -380,7 +380,7 @@ class Channel:
             self.jobs[found["id"]] += 1
         return found
 
-    async def read_type(self, type_: str, within_s: float = 10.0) -> dict[str, Any]:
+    async def read_type(self, type_: str, within_s: float = WITHIN_S) -> dict[str, Any]:
         """The next frame of a type; looks, and jobs that have come before, may come in between."""
         while True:
             frame = await self.read(within_s)
@@ -389,7 +389,7 @@ class Channel:
                 assert frame["t"] == type_, frame
                 return frame
 
-    async def job(self, within_s: float = 10.0) -> dict[str, Any]:
+    async def job(self, within_s: float = WITHIN_S) -> dict[str, Any]:
         """The next job that was not taken yet, taken."""
         while (job := await self.read_type("job", within_s))["id"] in self.taken:
             pass
@@ -404,7 +404,7 @@ class Channel:
 
     async def answer_all(self) -> None:
         """Until cancelled, do every job and command as a good node does."""
-        while (frame := await self.read(60.0))["t"] != "closed":
+        while (frame := await self.read())["t"] != "closed":
             if frame["t"] == "job":
                 await self.send("taken", id=frame["id"])
                 await self.send("output", id=frame["id"], seq=1, kind="log", text="at work")
