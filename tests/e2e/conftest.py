@@ -28,7 +28,7 @@ from tests.e2e.mirror import Mirror, Proxy
 OLD, NEW, ALTERED = "1.0.0", "1.1.0", "1.2.0"
 LINES = ("updater", "agent")
 FINAL = ("confirmed", "reverted")
-SETTLED_S = 45.0
+SETTLED_S = 120.0
 
 # As in the kill range: short, but the order of everything is that of a real node.
 SETTINGS = """\
@@ -39,7 +39,7 @@ cap_s = {cap_s}
 attempts = 3
 
 [rehearsal]
-within_s = 15.0
+within_s = 60.0
 
 [updater]
 retry_floor_s = 0.1
@@ -50,7 +50,7 @@ SERVER_SETTINGS = "look_floor_s = 0.2\n"
 
 
 def settings(
-    hold_s: float = 0.3, lease_s: float = 30.0, cap_s: float = 60.0, poll_s: float = 2.0, more: str = ""
+    hold_s: float = 0.3, lease_s: float = 60.0, cap_s: float = 120.0, poll_s: float = 2.0, more: str = ""
 ) -> str:
     return SETTINGS.format(hold_s=hold_s, lease_s=lease_s, cap_s=cap_s, poll_s=poll_s) + more
 
@@ -150,7 +150,7 @@ class Stage:
     def want(self, version: str, lines: tuple[str, ...] = LINES) -> None:
         self.server.want(version, lines, self.group)
 
-    def connected(self, node: Node, within_s: float = 20.0) -> None:
+    def connected(self, node: Node, within_s: float = 60.0) -> None:
         """Wait until the agent is, and the updater answers."""
         machine.wait_for(lambda: health(node).get("connected"), "a connected agent", within_s, node.logs)
         machine.wait_for(lambda: health(node, "updater"), "an updater that answers", within_s, node.logs)
@@ -215,7 +215,7 @@ def updates(node: Node, version: str, lines: tuple[str, ...] = LINES, before: in
     ], node.cli("history") + node.logs(25)
 
 
-def log_has(node: Node, role: str, words: str, within_s: float = 15.0) -> str:
+def log_has(node: Node, role: str, words: str, within_s: float = 60.0) -> str:
     """Wait for a line of a role's log that holds `words`; returns it."""
     path = node.layout.run / f"{role}.log"
 
@@ -226,7 +226,7 @@ def log_has(node: Node, role: str, words: str, within_s: float = 15.0) -> str:
     return machine.wait_for(line, f"{words!r} in {role}.log", within_s, lambda: machine.tail(path, 30))
 
 
-def command(program: Path, *words: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def command(program: Path, *words: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
     """Run a program file's command line and return how it ended, well or not."""
     line = [sys.executable, "-I", "-S", str(program), *words]
     return subprocess.run(

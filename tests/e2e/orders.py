@@ -39,10 +39,14 @@ def variant(folder: Path, name: str, version: str, changes: dict[str, str]) -> P
     return copy
 
 
-def job(server: LabServer, module: str, node: Node, wait_s: float = 20.0, **more: Any) -> dict[str, Any]:
-    """Order a job on one node. The order, when its row has ended or `wait_s` have passed."""
-    body = {"module": module, "select": {"nodes": [node.id]}, "wait_s": wait_s, **more}
-    return dict(server.api.post("/jobs", body))
+def job(server: LabServer, module: str, node: Node, wait_s: float = 90.0, **more: Any) -> dict[str, Any]:
+    """Order a job on one node. The order, when its row has ended; with a `wait_s` of 0 at once."""
+    body = {"module": module, "select": {"nodes": [node.id]}, **more}
+    order = dict(server.api.post("/jobs", body))
+    if wait_s:
+        ended(server, order["id"], wait_s)
+        order = shown(server, order["id"])
+    return order
 
 
 def row(order: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def shown(server: LabServer, order: str) -> dict[str, Any]:
     return dict(server.api.get(f"/jobs/{order}"))
 
 
-def ended(server: LabServer, order: str, within_s: float = 30.0) -> dict[str, Any]:
+def ended(server: LabServer, order: str, within_s: float = 90.0) -> dict[str, Any]:
     """Wait for the order's one row to end."""
 
     def final() -> dict[str, Any] | None:
@@ -64,9 +68,9 @@ def ended(server: LabServer, order: str, within_s: float = 30.0) -> dict[str, An
     return machine.wait_for(final, f"the end of {order}", within_s, lambda: str(shown(server, order)))
 
 
-def restart(server: LabServer, node: Node, wait_s: float = 45.0, **more: Any) -> dict[str, Any]:
+def restart(server: LabServer, node: Node, wait_s: float = 150.0, **more: Any) -> dict[str, Any]:
     """Order a restart of a node's modules or agent. Its row, when it has ended."""
-    body = {"select": {"nodes": [node.id]}, "wait_s": wait_s, **more}
+    body = {"select": {"nodes": [node.id]}, "wait_s": 0.0, "within_s": 120.0, **more}
     order = server.api.post("/restarts", body)
     return ended(server, order["id"], wait_s)
 
@@ -84,7 +88,7 @@ def modules(node: Node) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def runs(node: Node, name: str, version: str, within_s: float = 45.0) -> dict[str, Any]:
+def runs(node: Node, name: str, version: str, within_s: float = 90.0) -> dict[str, Any]:
     """Wait until a service module runs in this version, and is well."""
 
     def well() -> dict[str, Any] | None:

@@ -80,7 +80,7 @@ class Stranger:
     def __init__(self, node: Node, gateway: tuple[str, int]) -> None:
         context = ssl.create_default_context(cafile=str(node.layout.ca))
         context.load_cert_chain(node.layout.certificate, node.layout.key)
-        raw = socket.create_connection(gateway, timeout=10)
+        raw = socket.create_connection(gateway, timeout=60)
         self.socket = context.wrap_socket(raw, server_hostname=gateway[0])
         self._heard = b""
         self._ended = False
@@ -114,7 +114,7 @@ class Stranger:
     def send(self, data: bytes) -> bool:
         """False when the connection has ended."""
         try:
-            self.socket.settimeout(10)
+            self.socket.settimeout(60)
             self.socket.sendall(data)
         except (OSError, ValueError):
             self._ended = True

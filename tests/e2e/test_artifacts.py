@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from instar_lab import machine
 from tests.e2e.conftest import NEW, OLD, SERVER_SETTINGS, Stage, health, settings, updates
 
 # A port that nobody listens on, as behind a firewall that says no.
@@ -40,5 +41,7 @@ def test_what_a_node_cannot_fetch_comes_through_the_channel(cut_off: Stage) -> N
     cut_off.want(OLD)
     updates(node, OLD, before=2)
     assert health(node)["version"] == OLD
-    told = {entry["reason_code"] for entry in cut_off.server.history(node.id)}
-    assert "artifacts-unreachable" in told
+    machine.wait_for(
+        lambda: "artifacts-unreachable" in {entry["reason_code"] for entry in cut_off.server.history(node.id)},
+        "its word in the history", 60.0, node.logs,
+    )  # fmt: skip

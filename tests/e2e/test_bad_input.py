@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -40,8 +41,8 @@ def test_a_journal_with_a_bad_record_and_one_with_a_torn_tail(stage: Stage) -> N
     second.write_bytes(whole + b'deadbeef {"v":1,"kind":"int')
     node.cli("start")
     stage.connected(node)
-    machine.wait_for(lambda: second.read_bytes() == whole, "the torn tail to be cut", 10.0, node.logs)
-    machine.wait_for(lambda: not first.exists(), "the bad journal to be set aside", 10.0, node.logs)
+    machine.wait_for(lambda: second.read_bytes() == whole, "the torn tail to be cut", 60.0, node.logs)
+    machine.wait_for(lambda: not first.exists(), "the bad journal to be set aside", 60.0, node.logs)
     assert first.with_suffix(".unreadable").read_bytes() == bad
     assert len(node.history()) == 1
     node.cli("quarantine", "--clear", "all")
@@ -171,22 +172,29 @@ def test_a_server_that_sends_nonsense(stage: Stage) -> None:
 
     mirror.rule = rule
     mirror.hang_up()
-    deadline = time.monotonic() + 60
-    while rounds and time.monotonic() < deadline:
+
+    def codes() -> set[str]:
+        heard = [json.loads(each) for each in list(mirror.heard) if each.startswith(b"{")]
+        return {each["code"] for each in heard if each["t"] == "error"}
+
+    def fewer_than(left: int) -> bool:
+        with contextlib.suppress(InstarError):
+            said(node, "agent", "look")  # no waiting between two tries
+        return len(rounds) < left
+
+    named = {"unknown-type", "not-json", "missing-field", "wrong-type", "bad-job-id"}
+    while left := len(rounds):
+        machine.wait_for(lambda: fewer_than(left), "another round", 60.0, node.logs, every_s=0.3)
+        machine.wait_for(lambda: named <= codes(), "a word about each frame", 60.0, lambda: str(codes()))
+        if len(rounds) < 5:
+            machine.wait_for(lambda: "frame-too-large" in codes(), "the same of the second round", 60.0)
         time.sleep(0.7)
         mirror.hang_up()
-        said(node, "agent", "look")  # no waiting between two tries
-    assert not rounds
-    mirror.hang_up()
-    stage.connected(node, 40.0)
-    heard = [json.loads(each) for each in mirror.heard if each.startswith(b"{")]
-    codes = {each["code"] for each in heard if each["t"] == "error"}
-    assert {"unknown-type", "not-json", "missing-field", "wrong-type", "bad-job-id"} <= codes, codes
-    assert any(each["t"] == "error" and each["code"] == "frame-too-large" for each in heard)
+    stage.connected(node)
     assert {role: node.pid(role) for role in LINES} == pids
-    after, open_after = held(pids["agent"])
-    assert after < memory + 12 * MIB
-    assert open_after <= descriptors + 3 + WARM
+    agent = pids["agent"]
+    machine.wait_for(lambda: held(agent)[1] <= descriptors + 3 + WARM, "descriptors given back", 60.0)
+    assert held(agent)[0] < memory + 12 * MIB
 
 
 def test_answers_of_a_newer_or_a_broken_server(stage: Stage) -> None:
@@ -201,7 +209,7 @@ def test_answers_of_a_newer_or_a_broken_server(stage: Stage) -> None:
     mirror.rule = lambda request: (
         Answer(200, answers.pop(0)) if request.path == "/v1/node/wanted" and answers else None
     )
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while answers and time.monotonic() < deadline:
         look(node)
         time.sleep(0.2)
@@ -256,20 +264,20 @@ def test_a_node_that_sends_nonsense(stage: Stage) -> None:
     stranger.text(b'{"t":"health","facts":"' + b"x" * MAX_FRAME + b'"}')
     stranger.text(b'{"t":"ping","n":4711}')
     machine.wait_for(
-        lambda: b"frame-too-large" in stranger.heard, "an error", 10.0, lambda: repr(stranger.heard)
+        lambda: b"frame-too-large" in stranger.heard, "an error", 60.0, lambda: repr(stranger.heard)
     )
-    machine.wait_for(lambda: b"4711" in stranger.heard, "a pong", 10.0, lambda: repr(stranger.heard))
+    machine.wait_for(lambda: b"4711" in stranger.heard, "a pong", 60.0, lambda: repr(stranger.heard))
     stranger.send(bytes((0x81, 0xFF)) + (2**40).to_bytes(8, "big") + b"\0\0\0\0" + b"x" * 65_536)
-    machine.wait_for(lambda: stranger.ended, "the channel's end", 10.0)
+    machine.wait_for(lambda: stranger.ended, "the channel's end", 60.0)
 
     for data in _http_garbage():
         each = Stranger(bad, gateway)
         each.send(data)
-        each.answered(10.0)
+        each.answered(60.0)
         assert b" 500 " not in each.heard[:60], (data[:80], each.heard[:300])
         each.close()
     for _ in range(50):
-        with socket.create_connection(gateway, timeout=5) as raw:
+        with socket.create_connection(gateway, timeout=60) as raw:
             raw.sendall(random.randbytes(300))
 
     assert stage.server.pid == server
@@ -282,8 +290,8 @@ def test_a_node_that_sends_nonsense(stage: Stage) -> None:
     assert ends == []  # no fault of ours, and strangers do not fill the log
     stage.want(NEW)
     updates(good, NEW)
-    machine.wait_for(lambda: slow.ended, "the slow client's end", 45.0)
-    machine.wait_for(lambda: held(server)[1] <= descriptors + 12, "descriptors given back", 10.0)
+    machine.wait_for(lambda: slow.ended, "the slow client's end", 120.0)
+    machine.wait_for(lambda: held(server)[1] <= descriptors + 12, "descriptors given back", 60.0)
     assert held(server)[0] < memory + 48 * MIB
 
 
@@ -318,7 +326,7 @@ def _http_garbage() -> list[bytes]:
 # --- on the local sockets
 
 
-def speak(path: Path, data: bytes, wait_s: float = 5.0) -> bytes:
+def speak(path: Path, data: bytes, wait_s: float = 60.0) -> bytes:
     """Send raw bytes and an end to a local socket; what came back until it was closed."""
     heard = b""
     with socket.socket(socket.AF_UNIX) as connection:
@@ -360,11 +368,12 @@ def test_nonsense_on_the_local_sockets(stage: Stage) -> None:
             speak(path, data)
         assert json.loads(speak(path, b'{"v":1,"do":"dance"}\n').splitlines()[0])["ok"] is False
         assert json.loads(speak(path, b'{"v":1,"do":"status","new":1}\n').splitlines()[0])["ok"] is True
-    after = {role: (node.pid(role), held(node.pid(role) or 0)) for role in LINES}
-    for role in LINES:
-        assert after[role][0] == before[role][0]
-        assert after[role][1][0] < before[role][1][0] + 8 * MIB
-        assert after[role][1][1] <= before[role][1][1] + 2
+    for role, (pid, (memory, descriptors)) in before.items():
+        assert node.pid(role) == pid
+        machine.wait_for(
+            lambda pid=pid, most=descriptors + 2: held(pid)[1] <= most, "descriptors given back", 60.0
+        )
+        assert held(pid)[0] < memory + 8 * MIB
     for value in STRANGE:  # values of the one argument that there is
         with_line = json.dumps({"v": 1, "do": "rollback", "line": value}).encode() + b"\n"
         assert json.loads(speak(node.layout.socket("updater"), with_line))["ok"] is False
@@ -380,7 +389,7 @@ def test_clients_that_dawdle_do_not_lock_others_out(stage: Stage) -> None:
             connection.connect(path)
             connection.sendall(b'{"v":1,')
             sitting.append(connection)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         answered = 0.0
         while not answered and time.monotonic() < end:
             for each in sitting:  # a byte now and then

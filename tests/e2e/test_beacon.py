@@ -55,13 +55,15 @@ def test_a_node_of_which_nothing_is_left(stage: Stage, hall: Hall, with_core: st
     with contextlib.suppress(MachineError):  # it gives up waiting for roles that nobody can play yet
         node.cli("start")
     digest = hall.programs[NEW].digest
-    machine.wait_for(lambda: both_run(node, digest), "both programs", 60.0, node.logs)
-    found = settled(node, 4, within_s=60.0)
+    machine.wait_for(lambda: both_run(node, digest), "both programs", 120.0, node.logs)
+    found = settled(node, 4, within_s=120.0)
     assert [(e["line"], e["version"], e["state"]) for e in found[2:]] == [
         ("agent", NEW, "confirmed"), ("updater", NEW, "confirmed"),
     ]  # fmt: skip
-    phases = [each["phase"] for each in hall.server.history(node.id)]
-    assert "recovery-ended" in phases, phases
+    machine.wait_for(
+        lambda: "recovery-ended" in [each["phase"] for each in hall.server.history(node.id)],
+        "the recovery's end at the server", 60.0, node.logs,
+    )  # fmt: skip
 
 
 def test_a_wish_by_the_way_of_recovery(stage: Stage, hall: Hall, with_core: str) -> None:
@@ -70,8 +72,8 @@ def test_a_wish_by_the_way_of_recovery(stage: Stage, hall: Hall, with_core: str)
     assert node.digests() == dict.fromkeys(("agent", "updater"), hall.programs[OLD].digest)
     hall.server.api.post(f"/nodes/{node.id}/recover", {"version": NEW, "lines": ["agent", "updater"]})
     digest = hall.programs[NEW].digest
-    machine.wait_for(lambda: both_run(node, digest), "both programs", 60.0, node.logs)
-    found = settled(node, 2, within_s=60.0)
+    machine.wait_for(lambda: both_run(node, digest), "both programs", 120.0, node.logs)
+    found = settled(node, 2, within_s=120.0)
     assert {(e["line"], e["state"]) for e in found} == {("agent", "confirmed"), ("updater", "confirmed")}
 
 
@@ -81,15 +83,20 @@ def test_stop_ends_a_recovery_core_too(stage: Stage, hall: Hall, with_core: str)
     hall.server.recover(node.id, NEW)
     at_work = ("downloaded", "take-over", "agent:staged", "agent:verified")
     machine.wait_for(
-        lambda: hall.server.transfer(node.id)["phase"] in at_work, "a core", 20.0, node.logs, every_s=0.01
+        lambda: hall.server.transfer(node.id)["phase"] in at_work, "a core", 60.0, node.logs, every_s=0.01
     )
     assert "running: nothing" in node.cli("stop")
     time.sleep(3.0)
     assert machine.naming(node.state) == []
     node.cli("start")
     stage.connected(node)
-    settled(node, 0, within_s=60.0)
-    assert hall.server.transfer(node.id)["code"] == "interrupted"
+    settled(node, 0, within_s=120.0)
+    machine.wait_for(
+        lambda: hall.server.transfer(node.id)["code"] == "interrupted",
+        "its end at the server",
+        60.0,
+        node.logs,
+    )
     hall.server.recover(node.id, NEW)
     digest = hall.programs[NEW].digest
-    machine.wait_for(lambda: both_run(node, digest), "both programs", 60.0, node.logs)
+    machine.wait_for(lambda: both_run(node, digest), "both programs", 120.0, node.logs)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -35,12 +34,6 @@ def sections(document: str) -> dict[str, str]:
         heading: "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
         for heading, text in zip(parts[1::2], parts[2::2], strict=True)
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Reader:
@@ -75,10 +68,10 @@ class Reader:
             "NEWER": str(folder / "newer.pyz"),
             "CORE": str(folder / "instar-recovery.pyz"),
             "HOST": "127.0.0.1",
-            "GATEWAY": str(free_port()),
-            "API": str(free_port()),
-            "PORT": str(free_port()),
-            "PUSH": str(free_port()),
+            "GATEWAY": str(machine.free_port()),
+            "API": str(machine.free_port()),
+            "PORT": str(machine.free_port()),
+            "PUSH": str(machine.free_port()),
         }
 
     def _commands(self) -> Path:
@@ -133,7 +126,7 @@ def reader() -> Iterator[Reader]:
 @pytest.fixture(scope="module")
 def first_day(reader: Reader) -> str:
     lines = "\n".join(sections("releases.md").values())
-    return reader.type(lines, 120)
+    return reader.type(lines, 400)
 
 
 @pytest.mark.xdist_group("first-day")
@@ -148,7 +141,7 @@ def test_the_documented_operation(first_day: str, reader: Reader) -> None:
     parts = sections("operating.md")
     del parts[UPDATE_TEST]
     reader.shorten_trials()
-    said = reader.type("\n".join(parts.values()), 600)
+    said = reader.type("\n".join(parts.values()), 1200)
     assert re.search(r"interfaces\.list\s+.*1\.0\.0\s+.*python\s+.*oneshot", said), said
     assert said.count('"name": "lo"') >= 2, said
     assert re.search(r"1 cancelled", said), said
@@ -171,6 +164,6 @@ def test_the_documented_operation(first_day: str, reader: Reader) -> None:
 
 def test_the_documented_update_test() -> None:
     with reading() as reader:
-        said = reader.type(sections("operating.md")[UPDATE_TEST], 300)
+        said = reader.type(sections("operating.md")[UPDATE_TEST], 900)
     assert said.count("2 of 2 updates ended on the wanted hash") == 2, said
     assert said.count("uninstalled: nothing is left") == 2, said

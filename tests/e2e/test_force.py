@@ -28,7 +28,7 @@ def transfer(stage: Stage, node: Node, *states: str) -> dict[str, Any]:
         view = stage.server.transfer(node.id)
         return view if view["state"] in states else None
 
-    return machine.wait_for(found, f"a transfer that is {states}", 30.0, lambda: node.logs(30))
+    return machine.wait_for(found, f"a transfer that is {states}", 60.0, lambda: node.logs(30))
 
 
 def forced(node: Node, before: int, version: str) -> None:

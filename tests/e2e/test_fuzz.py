@@ -75,7 +75,7 @@ def fuzz(node: Node, count: int, seed: int) -> int:
     path = str(node.layout.socket("agent"))
     while left > 0:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, contextlib.suppress(OSError):
-            client.settimeout(10.0)
+            client.settimeout(60.0)
             client.connect(path)
             batch = [line(chance) for _ in range(min(left, chance.randrange(1, 200)))]
             left -= len(batch)

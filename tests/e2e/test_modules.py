@@ -84,11 +84,11 @@ def test_a_running_job_is_cancelled_and_a_slow_one_ends_at_its_deadline(shelf: H
     file = stage.folder / "marks"
     args = {"file": str(file), "n": 1, "seconds": 60}
     order = job(stage.server, "lab.mark", node, 0.0, args=args)["id"]
-    machine.wait_for(lambda: marks(file), "a job that runs", 20.0, node.logs)
+    machine.wait_for(lambda: marks(file), "a job that runs", 60.0, node.logs)
     stage.server.api.post(f"/jobs/{order}/cancel", {})
     end = ended(stage.server, order)
     assert (end["state"], end["code"]) == ("cancelled", "cancelled"), end
-    slow = ended(stage.server, job(stage.server, "lab.mark", node, args=args, deadline_s=0.5)["id"])
+    slow = ended(stage.server, job(stage.server, "lab.mark", node, args=args, deadline_s=6.0)["id"])
     assert (slow["state"], slow["code"]) == ("failed", "deadline"), slow
     assert marks(file) == ["1", "1"]
 
@@ -115,7 +115,7 @@ def test_a_service_module_comes_by_transaction_and_keeps_its_state(shelf: Hall, 
     # Killed, it comes back with what it knew.
     os.kill(first["pid"], signal.SIGKILL)
     machine.wait_for(
-        lambda: modules(node).get("lab.memory", {}).get("pid") not in (0, None, first["pid"]), "another", 20.0
+        lambda: modules(node).get("lab.memory", {}).get("pid") not in (0, None, first["pid"]), "another", 60.0
     )
     runs(node, "lab.memory", "1.0.0")
     assert row(job(stage.server, "lab.memory", node, args={"add": 2}))["reply"]["sum"] == 7
@@ -135,8 +135,9 @@ def test_a_service_module_comes_by_transaction_and_keeps_its_state(shelf: Hall, 
     line = "module/lab.memory"
     stage.server.api.delete("/wishes", scope="group", subject=stage.group, line=[line])
     look(node)
-    machine.wait_for(lambda: "lab.memory" not in modules(node), "no module", 30.0, node.logs)
-    assert not machine.naming(node.layout.modules / "lab.memory")
+    machine.wait_for(lambda: "lab.memory" not in modules(node), "no module", 60.0, node.logs)
+    left = node.layout.modules / "lab.memory"
+    machine.wait_for(lambda: not machine.naming(left), "no process of it", 60.0, node.logs)
 
 
 def test_a_bad_service_module_is_reverted_and_the_old_one_goes_on(shelf: Hall, stage: Stage) -> None:
@@ -174,9 +175,9 @@ def test_restart_commands_from_the_server_and_on_the_node(shelf: Hall, stage: St
     again = runs(node, "lab.memory", "1.0.0")
     assert again["pid"] != after["pid"]
 
-    by_hand = cli(node, "restart", "--module", "lab.memory", "--json")
+    by_hand = cli(node, "restart", "--module", "lab.memory", "--within", "120", "--wait", "150", "--json")
     assert by_hand.returncode == 0, by_hand.stdout + by_hand.stderr
-    by_hand = cli(node, "restart", "--json")
+    by_hand = cli(node, "restart", "--within", "120", "--wait", "150", "--json")
     assert by_hand.returncode == 0, by_hand.stdout + by_hand.stderr
     runs(node, "lab.memory", "1.0.0")
     assert row(job(stage.server, "lab.memory", node))["reply"]["starts"] == 5

@@ -34,12 +34,12 @@ def stretched(node: Node) -> bool:
 
 
 def test_the_server_is_away_during_the_trial_and_comes_back(stage: Stage) -> None:
-    node, mirror = stage.mirrored(settings(hold_s=0.5, lease_s=5.0, cap_s=90.0))
+    node, mirror = stage.mirrored(settings(hold_s=0.5, lease_s=10.0, cap_s=180.0))
     goes_down_on_trial(mirror)
     stage.want(NEW, ("agent",))
     look(node)
     machine.wait_for(
-        lambda: stretched(node), "a stretched lease", 30.0, lambda: node.cli("history") + node.logs()
+        lambda: stretched(node), "a stretched lease", 90.0, lambda: node.cli("history") + node.logs()
     )
     assert node.digests()["agent"] == stage.hall.programs[NEW].digest
     assert "on trial" in node.cli("status")
@@ -49,12 +49,12 @@ def test_the_server_is_away_during_the_trial_and_comes_back(stage: Stage) -> Non
     updates(node, NEW, ("agent",))
     kinds = {entry["phase"] for entry in machine.wait_for(
         lambda: [e for e in stage.server.history(node.id) if e["reason_code"] == "trial-stretched"],
-        "the stretched lease at the server", 15.0)}  # fmt: skip
+        "the stretched lease at the server", 60.0)}  # fmt: skip
     assert kinds == {"trial"}
 
 
 def test_the_server_is_away_for_longer_than_the_cap(stage: Stage) -> None:
-    node, mirror = stage.mirrored(settings(hold_s=0.5, lease_s=2.0, cap_s=5.0))
+    node, mirror = stage.mirrored(settings(hold_s=0.5, lease_s=5.0, cap_s=10.0))
     goes_down_on_trial(mirror)
     stage.want(NEW, ("agent",))
     look(node)
@@ -84,7 +84,7 @@ def test_the_server_is_killed_at_a_random_moment(stage: Stage) -> None:
         ours = {f"{e['tx']}:{c['number']}" for e in node.history() for c in e["changes"]}
         return ours <= told
 
-    machine.wait_for(all_told, f"every change of state at the server (killed after {moment:.2f} s)", 20.0)
+    machine.wait_for(all_told, f"every change of state at the server (killed after {moment:.2f} s)", 60.0)
     ids = [entry["id"] for entry in seen(node.id)]
     assert len(ids) == len(set(ids))
 
@@ -130,7 +130,7 @@ def test_everything_goes_through_the_proxy(stage: Stage) -> None:
 
 
 def test_a_busy_server_never_costs_a_release(stage: Stage) -> None:
-    node, mirror = stage.mirrored(settings(hold_s=0.5, lease_s=15.0, cap_s=60.0))
+    node, mirror = stage.mirrored(settings(hold_s=0.5, lease_s=60.0, cap_s=120.0))
     answers = [503, 429, 500, 502, 503, 429]
     bad: dict[str, list[int]] = {"rehearsal": list(answers[:3]), "trial": list(answers)}
     also = {"/v1/node/wanted": [503], "/v1/node/events": [503, 429]}

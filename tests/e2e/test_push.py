@@ -36,7 +36,7 @@ class Desk:
     def __init__(self, stage: Stage, hold_s: float = 0.3) -> None:
         self.stage, self.folder = stage, stage.folder / "desk"
         self.folder.mkdir()
-        self.port = free_port()
+        self.port = machine.free_port()
         self.node = stage.node(settings(more=f'api = "127.0.0.1:{self.port}"\n', hold_s=hold_s))
         assert self.said("operator", "issue", "ada", "--out", str(self.folder / "ada")).exit_code == 0
 
@@ -67,12 +67,6 @@ class Desk:
     def left_over(self) -> list[str]:
         incoming, staging = self.node.layout.incoming, self.node.layout.staging
         return [path.name for folder in (incoming, staging) if folder.is_dir() for path in folder.iterdir()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -135,7 +129,7 @@ def test_a_push_that_waits_for_the_server_says_so(desk: Desk) -> None:
     parcel, server = str(desk.parcel(NEW)), desk.stage.hall.server
     server.stop()
     try:
-        here = cli(desk.node, "push", parcel, "--wait", "3")
+        here = cli(desk.node, "push", parcel, "--wait", "8")
         (entry,) = desk.node.history()
         began = time.monotonic()
         far = desk.updater("watch", entry["tx"], "--wait", "2s")
@@ -146,7 +140,7 @@ def test_a_push_that_waits_for_the_server_says_so(desk: Desk) -> None:
     assert here.returncode == 4
     assert "still-under-way" in here.stderr
     assert "still-under-way" in far.stderr
-    assert took_s < 7, "the updater says something every 10 s only"
+    assert took_s < 9.5, "the updater says something every 10 s only"
     for words in (here.stderr, far.stderr, shown):
         assert "cannot reach https://" in words, words
     done = desk.updater("watch", entry["tx"])
@@ -162,7 +156,7 @@ def test_a_release_that_does_not_stay_up_goes_back_with_both_probes(stage: Stage
     assert "agent went back to 1.0.0" in done.stderr
     assert f"probe of the candidate release {BAD}-" in done.stderr, done.stderr
     assert re.search(rf"probe of the restored release {OLD}-\w+: answered", done.stderr), done.stderr
-    machine.wait_for(lambda: health(desk.node).get("digest") == before, "the old agent", 20.0, desk.node.logs)
+    machine.wait_for(lambda: health(desk.node).get("digest") == before, "the old agent", 60.0, desk.node.logs)
     (entry,) = desk.data("transactions")["transactions"]
     assert entry["state"] == "reverted"
     assert entry["probes"]["restored"]["ok"] is True
@@ -211,8 +205,10 @@ def test_who_else_is_at_work_is_said(desk: Desk) -> None:
 def test_nobody_else_is_spoken_to(desk: Desk) -> None:
     done = desk.updater("health", node=GONE)
     assert (done.exit_code, "not-this-node" in done.stderr) == (3, True)
-    nobody = desk.said("updater", "health", "--node", GONE, "--address", f"127.0.0.1:{free_port()}",
-                       "--operator", str(desk.folder / "ada"))  # fmt: skip
+    with socket.socket() as deaf:  # nobody else may listen here
+        deaf.bind(("127.0.0.1", 0))
+        nobody = desk.said("updater", "health", "--node", GONE, "--address", f"127.0.0.1:{deaf.getsockname()[1]}",
+                           "--operator", str(desk.folder / "ada"))  # fmt: skip
     assert (nobody.exit_code, "unreachable" in nobody.stderr) == (5, True)
     layout = desk.node.layout
     its_own = ["--cert", str(layout.certificate), "--key", str(layout.key), "--ca", str(layout.ca)]

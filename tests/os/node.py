@@ -18,7 +18,7 @@ UNITS = ("instar-agent.service", "instar-updater.service", "instar-updater.socke
 AGENT, UPDATER, SOCKET, TIMER = UNITS
 API_SOCKET = "instar-updater-api.socket"
 FINAL = ("confirmed", "reverted")
-SETTLED_S = 60.0
+SETTLED_S = 120.0
 STATE = "/var/lib/instar"
 PLAN = "lab-kill-plan.json"
 PROGRAM = "/root/instar.pyz"
@@ -96,7 +96,7 @@ class OsNode:
         """Wait until the server has the agent on a channel that began after `after`; when it began."""
         return machine.wait_for(
             lambda: since if (since := self.connected_since()) > after else None,
-            "a connected agent", 20.0, self.words,
+            "a connected agent", 60.0, self.words,
         )  # fmt: skip
 
     def settled(self, count: int, within_s: float = SETTLED_S) -> list[dict[str, Any]]:

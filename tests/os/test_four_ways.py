@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from instar_lab import machine
 from instar_lab.container import Container
 from instar_lab.program import recovery
 from tests.os import ways
@@ -45,7 +46,7 @@ def packaged(hall: Hall, core: None, container: Container) -> Iterator[PackagedN
     group = f"w-{container.folder.name}"
     hall.server.api.post("/groups", {"name": group})
     node = PackagedNode(container, hall.server, hall.programs, group)
-    node.api = f"127.0.0.1:{ways.free_port()}"
+    node.api = f"127.0.0.1:{machine.free_port()}"
     node.set_up(OLD)
     yield node
     hall.server.check()

@@ -103,7 +103,7 @@ def test_package_is_upgraded_and_removed_in_the_middle_of_a_transaction(packaged
         return switch.trial.exists() and switch.current.readlink().name.startswith(NEW)
 
     machine.wait_for(
-        lambda: on_trial() and node.versions()["agent"] == NEW, "a release on trial", 30.0, node.words, every_s=0.02
+        lambda: on_trial() and node.versions()["agent"] == NEW, "a release on trial", 60.0, node.words, every_s=0.02
     )  # fmt: skip
     agent = node.pid(AGENT)
     node.install_package(CRASHES)
@@ -140,7 +140,7 @@ def test_power_cut_and_reboot_of_a_packaged_node(packaged: PackagedNode) -> None
 def test_the_port_of_the_updaters_api_is_the_configs(packaged: PackagedNode) -> None:
     """It is listened on by systemd; another address is a drop-in beside the packaged unit; '' is none."""
     node = packaged
-    one, other = free_port(), free_port()
+    one, other = machine.free_port(), machine.free_port()
     node.api = f"127.0.0.1:{one}"
     node.install(OLD)
     assert node.container.property(API_SOCKET, "Listen") == f"{node.api} (Stream)"
@@ -165,11 +165,6 @@ def test_the_port_of_the_updaters_api_is_the_configs(packaged: PackagedNode) -> 
         assert node.active(API_SOCKET) == "failed"
         assert node.active(SOCKET) == "active"
         assert all(line["answers"] for line in node.status()["lines"].values())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.os
@@ -288,7 +283,7 @@ def answers(container: Container) -> None:
             return False
 
     said = "\n".join(line.text for line in container.journal(SERVER))
-    machine.wait_for(ready, "a listening server", 30.0, lambda: said)
+    machine.wait_for(ready, "a listening server", 60.0, lambda: said)
 
 
 @pytest.mark.os

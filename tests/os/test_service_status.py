@@ -68,7 +68,7 @@ def test_systemd(container: Container) -> None:
     for name in ("stays", "falls", "once"):
         container.run("systemctl", "start", f"{name}.service")
     machine.wait_for(
-        lambda: container.run("systemctl", "is-failed", "falls").returncode == 0, "the fall", 10.0
+        lambda: container.run("systemctl", "is-failed", "falls").returncode == 0, "the fall", 60.0
     )
     ask = asker(container)
     reply = ask(names=["stays", "falls.service", "once", "no-such-thing", "multi-user.target"])
@@ -94,7 +94,7 @@ def test_systemd(container: Container) -> None:
 def test_openrc(booted: Callable[[tuple[str, ...]], Container]) -> None:
     container = booted(OPENRC)
     soft = "/run/openrc/softlevel"
-    machine.wait_for(lambda: container.run("test", "-e", soft).returncode == 0, soft, 20.0)
+    machine.wait_for(lambda: container.run("test", "-e", soft).returncode == 0, soft, 60.0)
     head = "#!/sbin/openrc-run\n"
     daemon = 'command="/bin/sleep"\ncommand_args="600"\ncommand_background=true\npidfile="/run/${RC_SVCNAME}.pid"\n'
     write(container, "etc/init.d/stays", head + daemon)
@@ -105,6 +105,7 @@ def test_openrc(booted: Callable[[tuple[str, ...]], Container]) -> None:
         container.run("rc-service", name, "start")
     container.do("sh", "-c", "kill -9 $(cat /run/crashes.pid)")
     ask = asker(container)
+    machine.wait_for(lambda: states(ask(names=["crashes"]))["crashes"] == "failed", "the crash", 60.0)
     reply = ask(names=["stays", "crashes", "off", "no-such-thing"])
     assert reply["manager"] == "openrc"
     assert states(reply) == {
@@ -129,12 +130,12 @@ def test_runit(booted: Callable[[tuple[str, ...]], Container]) -> None:
         found = states(ask())
         return found if found.get("stays") == "running" and found.get("off") == "stopped" else None
 
-    machine.wait_for(seen, "runsv to be there", 20.0)
+    machine.wait_for(seen, "runsv to be there", 60.0)
     reply = ask(names=["stays", "no-such-thing"])
     assert reply["manager"] == "runit"
     assert states(reply) == {"stays": "running", "no-such-thing": "not-found"}
     status = container.do("sv", "status", "/etc/service/stays")
     assert f"(pid {reply['services'][1]['pid']})" in status
-    machine.wait_for(lambda: states(ask())["falls"] == "failed", "the fall to be seen", 20.0, every_s=0.05)
+    machine.wait_for(lambda: states(ask())["falls"] == "failed", "the fall to be seen", 60.0, every_s=0.05)
     container.do("sv", "down", "/etc/service/stays")
-    machine.wait_for(lambda: states(ask())["stays"] == "stopped", "it to be down", 20.0)
+    machine.wait_for(lambda: states(ask())["stays"] == "stopped", "it to be down", 60.0)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +23,8 @@ from tests.os.packaged import PackagedNode
 WAYS = ("pull", "native", "push", "recovery")
 VICTIMS = ("agent", "updater", "core")
 WITHIN_S = 120.0  # for an update that is disturbed, with what the disturbance costs
-PUSH_S = 60.0
+PUSH_S = 120.0
 QUIET_S = 0.5  # nothing may have changed for so long when it is called settled
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Operator:

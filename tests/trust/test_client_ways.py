@@ -122,7 +122,7 @@ class Fleet:
         program = Program("1.0.0", program_digest(self.built), self.own, "")
         layout = self.layout
         endpoint = Endpoint(
-            self.main.url, layout.ca, layout.certificate, layout.key, "", program.header("updater"), 5.0
+            self.main.url, layout.ca, layout.certificate, layout.key, "", program.header("updater"), 60.0
         )
         self.client = ServerClient(Transport(endpoint), layout, program)
 
