@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from instar.agent.lanes import Entry, Lane
 from instar.agent.store import MOST_HELD, DiskStore, MemoryStore, check_job_id
-from instar.core.backoff import Backoff
-from instar.core.errors import InputError, InstarError, MachineError, ServerUnreachable
+from instar.core.errors import InputError, InstarError, MachineError
 from instar.host.clock import Clock
 from instar.host.points import reach
 from instar.wire.messages import Job, Message, Result, Taken
 
 if TYPE_CHECKING:
+    from instar.agent.bringing import Bringer
     from instar.agent.runners import Runners
     from instar.agent.running import Services
     from instar.agent.shelf import Shelf
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 PLACES = 4
 PURPOSES = ("job", "rehearsal", "health")
-FETCHES = 2  # at once
-FETCH_MOST_S = 600.0  # for a module to come, however often that is tried
-FETCH_RETRY = (1.0, 2.0, 60.0)  # floor, factor, cap, in seconds
 LOOK_LEAST_S, LOOK_S = 0.05, 3600.0  # one wait for a lapse: a machine may sleep meanwhile
 END_WITHIN_S = 7.0  # for runs that were killed
 
@@ -64,7 +61,7 @@ class Jobs:
         self._durable, self._passing = Lane(disk, PLACES), Lane(MemoryStore(), 1)
         self._open = self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._fetching = asyncio.Semaphore(FETCHES)
+        self._bringer: Bringer | None = None
         self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for job, received in disk.recover():
             waited_s = max(0.0, clock.wall() - received) if received else 0.0
@@ -256,34 +253,17 @@ class Jobs:
         return services if services is not None and job.module in services.states() else None
 
     async def _fetch(self, lane: Lane, entry: Entry) -> None:
-        job = entry.job
+        if self._bringer is None:
+            from instar.agent.bringing import Bringer
+
+            self._bringer = Bringer(self._shelf, self._random01)
         try:
-            async with self._fetching, asyncio.timeout(FETCH_MOST_S):
-                await self._fetch_until_there(job)
-        except TimeoutError:
-            text = f"cannot fetch module {job.module} {job.version} within {FETCH_MOST_S:g} s"
-            self._conclude(lane, job.id, "no-module", text)
-        except InstarError as error:
-            self._conclude(lane, job.id, "no-module", f"{error.text} ({error.code})")
+            why_not = await self._bringer.bring(entry.job)
+            if why_not:
+                self._conclude(lane, entry.job.id, "no-module", why_not)
         finally:
             entry.fetch = None
         self._begin(lane)
-
-    async def _fetch_until_there(self, job: Job) -> None:
-        """Tried again are a server that cannot be reached, or has passing trouble, and a child that was killed."""
-        from instar.agent.shelf import KILLED
-
-        backoff = Backoff(*FETCH_RETRY)
-        while True:
-            try:
-                await self._shelf.fetch(job.module, job.version, job.digest, job.target, FETCH_MOST_S)
-                return
-            except InstarError as error:
-                if error.code != KILLED and not isinstance(error, ServerUnreachable):
-                    raise
-                wait_s = backoff.next(self._random01())
-                log.warning("job %s: %s; next try in %.1f s", job.id, error.text, wait_s)
-                await asyncio.sleep(wait_s)
 
     # --- running
 
