@@ -1,14 +1,11 @@
-"""host.services and cli.scripts: how the agent was started, and restarts by hand with real processes.
+"""host.services by hand: restarts with real processes, without a keeper and with ours.
 
 The managers themselves are in tests/os/test_run_methods.py, with the real thing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,18 +17,16 @@ from pathlib import Path
 import pytest
 
 import instar
-from instar.cli import scripts
-from instar.core.errors import InputError, MachineError
+from instar.core.errors import MachineError
 from instar.host import processes
 from instar.host.clock import Clock
 from instar.host.interpreter import FLAGS
-from instar.host.layout import LINES, Layout
+from instar.host.layout import LINES
 from instar.host.line import Line
-from instar.host.services import ByHand, by_name, installed_for, running, services_of
+from instar.host.services import ByHand, by_name, running
 from instar.host.services.bare import Bare, further
-from instar.host.services.base import RoleLockProbe, call
+from instar.host.services.base import RoleLockProbe
 from instar.host.services.detect import detect
-from instar.host.services.runit import scanned_folder
 from instar_lab import machine
 from tests.node.world import Node, build, put
 
@@ -61,8 +56,6 @@ fcntl.flock(lock, fcntl.LOCK_EX)
 time.sleep(120)
 """
 WITHIN_S = 60.0
-METHODS = ("systemd", "sysv", "openrc", "runit", "supervisor", "keeper", "bare")
-ODD = Path('/srv/a node\'s $HOME; 100% #1 "x"')
 
 
 class Hand:
@@ -310,278 +303,3 @@ def test_keeper_refuses_bad_words(words: list[str], capsys: pytest.CaptureFixtur
 
     assert module.main(words) == 2
     assert "usage: instar keep" in capsys.readouterr().err
-
-
-# --- how it was started, by evidence
-
-
-class Proc:
-    """A /proc and a root of our making. The agent is this very process; its surroundings are told."""
-
-    def __init__(self, node: Node, folder: Path) -> None:
-        self.layout, self.clock, self.root = node.layout, Clock(), folder
-        self.agent = processes.this_process(self.clock.boot_id())
-        processes.record(self.layout.process("agent"), self.agent)
-        self.put(self.agent.pid, parent=50)
-
-    def put(
-        self,
-        pid: int,
-        comm: str = "python3",
-        parent: int = 1,
-        cgroup: str = "0::/",
-        line: str = "",
-        env: str = "",
-    ) -> None:
-        place = self.root / "proc" / str(pid)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "stat").write_text(f"{pid} (a (b) c) S {parent} 1 1")
-        (place / "comm").write_text(f"{comm}\n")
-        (place / "cgroup").write_text(f"{cgroup}\n")
-        (place / "cmdline").write_text("".join(f"{word}\0" for word in line.split()))
-        (place / "environ").write_text("".join(f"{pair}\0" for pair in env.split()))
-
-    def boots_with_systemd(self) -> None:
-        (self.root / "run/systemd/system").mkdir(parents=True)
-
-    def method(self, environ: dict[str, str] | None = None) -> str:
-        return detect(self.layout, self.clock, environ, self.root / "proc", self.root)
-
-
-@pytest.fixture
-def proc(node: Node, tmp_path: Path) -> Proc:
-    return Proc(node, tmp_path)
-
-
-UNIT = "instar-agent.service"
-
-
-@pytest.mark.parametrize(
-    "cgroup",
-    [
-        f"0::/system.slice/{UNIT}",
-        f"0::/system.slice/{UNIT}/agent",
-        f"12:pids:/\n1:name=systemd:/system.slice/{UNIT}\n0::/",
-    ],
-)
-def test_systemd_is_known_by_the_units_cgroup(proc: Proc, cgroup: str) -> None:
-    proc.put(proc.agent.pid, cgroup=cgroup)
-    assert proc.method() == "bare"  # such a name alone: systemd does not run here
-    proc.boots_with_systemd()
-    assert proc.method() == "systemd"
-
-
-@pytest.mark.parametrize(
-    "cgroup", ["0::/system.slice/ssh.service", f"0::/x{UNIT}", "0::/system.slice/instar-updater.service"]
-)
-def test_what_a_unit_hands_on_is_no_evidence(proc: Proc, cgroup: str) -> None:
-    proc.boots_with_systemd()
-    proc.put(proc.agent.pid, cgroup=cgroup, env="INVOCATION_ID=00ff JOURNAL_STREAM=1:2")
-    assert proc.method() == "bare"
-
-
-def test_runit_is_known_by_the_parent(proc: Proc) -> None:
-    proc.put(50, comm="runsv")
-    assert proc.method() == "runit"
-
-
-@pytest.mark.parametrize(("line", "method"), [("/usr/bin/python3 /usr/bin/supervisord -n", "supervisor"),
-                                              ("python3 -m supervisor.supervisord", "supervisor"), ("-bash", "bare")])  # fmt: skip
-def test_supervisor_is_known_by_the_parent_and_the_environment(proc: Proc, line: str, method: str) -> None:
-    proc.put(50, line=line)
-    assert proc.method() == "bare"
-    assert proc.method({"SUPERVISOR_ENABLED": "1"}) == method
-    proc.put(proc.agent.pid, parent=50, env="SUPERVISOR_ENABLED=1")
-    assert proc.method() == method
-
-
-def test_with_no_agent_it_is_as_installed(node: Node) -> None:
-    for manager in METHODS[:-1]:
-        (node.layout.state / "service.json").write_text(json.dumps({"v": 1, "manager": manager}))
-        assert detect(node.layout, Clock()) == manager
-
-
-def test_nothing_readable_is_bare(proc: Proc) -> None:
-    for path in (proc.root / "proc" / str(proc.agent.pid)).iterdir():
-        path.unlink()
-    assert proc.method() == "bare"
-
-
-# --- which services
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_each_method_has_its_services(node: Node, name: str) -> None:
-    assert by_name(name, node.layout, Clock()).name == name
-
-
-@pytest.mark.parametrize("text", ['{"manager": "none"}', '{"manager": 7}', "{", "[]", '{"manager": "moon"}'])
-def test_record_that_names_nobody_means_the_keeper(node: Node, text: str) -> None:
-    (node.layout.state / "service.json").write_text(text)
-    assert services_of(node.layout, Clock()).name == "keeper"
-
-
-def test_record_is_absent(node: Node) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        (node.layout.state / "service.json").unlink()
-    assert installed_for(node.layout) == "keeper"
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        (["no-such-program-here", "x"], "no-such-program-here is not on this machine; install it, or"),
-        (["sh", "-c", "echo because; exit 3"], "ended with status 3: because"),
-        (["sh", "-c", "exit 3"], "it said nothing"),
-        (["sleep", "20"], "no answer within 0.2 s"),
-        ([str(SOURCE), "x"], "Permission denied"),
-    ],
-)
-def test_a_manager_that_fails_names_cause_and_way_out(words: list[str], part: str) -> None:
-    with pytest.raises(MachineError) as caught:
-        call(words, "start the agent", within_s=0.2 if words[0] == "sleep" else WITHIN_S)
-    assert caught.value.code == f"{Path(words[0]).name}-failed"
-    assert caught.value.text.startswith("cannot start the agent: ")
-    assert part in caught.value.text
-
-
-def test_a_manager_gets_no_settings_of_another() -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from instar.host.services.base import call; print(call(['env'], 'x'))"
-    words, environment = (
-        [sys.executable, "-c", code, str(SOURCE)],
-        {"SUPERVISOR_SERVER_URL": "unix:///x", "TERM": "x"},
-    )
-    said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "SUPERVISOR" not in said
-    assert "TERM=x" in said
-    assert "/sbin" in said
-
-
-def test_runsvdir_says_which_folder_it_scans(tmp_path: Path) -> None:
-    with pytest.raises(MachineError):
-        scanned_folder(tmp_path)
-    place = tmp_path / "77"
-    place.mkdir()
-    (place / "comm").write_text("runsvdir\n")
-    (place / "cmdline").write_bytes(b"runsvdir\0-P\0/var/a service\0log: ....\0")
-    assert scanned_folder(tmp_path) == Path("/var/a service")
-
-
-# --- scripts
-
-
-@pytest.mark.parametrize("manager", ["sysv", "openrc", "runit"])
-def test_scripts_are_good_shell_for_any_path(manager: str, tmp_path: Path) -> None:
-    for path, (text, mode) in scripts.filled(manager, Layout(ODD), tmp_path).items():
-        assert mode == 0o755, path
-        subprocess.run(["sh", "-n"], input=text, text=True, check=True)
-
-
-@pytest.mark.parametrize("role", LINES)
-def test_run_script_starts_the_launcher_with_the_very_path(role: str, tmp_path: Path) -> None:
-    state = tmp_path / ODD.name
-    text, _ = scripts.filled("runit", Layout(state), tmp_path)[tmp_path / f"etc/sv/instar-{role}/run"]
-    launcher = Layout(state).launcher
-    launcher.parent.mkdir(parents=True)
-    launcher.write_text("import sys; print(sys.argv[1:])")
-    said = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True).stdout
-    assert said == f"{['launch', role, '--state', str(state)]}\n"
-
-
-def test_openrc_script_survives_being_evaluated_twice(tmp_path: Path) -> None:
-    layout = Layout(ODD)
-    ((text, _),) = scripts.filled("openrc", layout, tmp_path).values()
-    values = "\n".join(line for line in text.splitlines() if line.startswith(("command", "output_log")))
-    twice = values + "\neval printf \"%s'\\n'\" $command $command_args $output_log"
-    said = subprocess.run(["sh", "-c", twice], capture_output=True, text=True, check=True).stdout.splitlines()
-    words = [sys.executable, *FLAGS, str(layout.launcher), "keep", "--state", str(ODD), "--by", "openrc"]
-    assert said == [*words, str(layout.run / "keeper.log")]
-
-
-def test_supervisor_sections(tmp_path: Path) -> None:
-    import configparser
-
-    state = Path("/srv/a node's $HOME")
-    ((path, (text, _)),) = scripts.filled("supervisor", Layout(state), tmp_path).items()
-    assert path == tmp_path / "etc/supervisor/conf.d/instar.conf"
-    read = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"))  # as supervisor reads
-    read.read_string(text)
-    assert read.sections() == [f"program:instar-{role}" for role in LINES]
-    for role in LINES:
-        section = read[f"program:instar-{role}"]
-        assert shlex.split(section["command"])[-4:] == ["launch", role, "--state", str(state)]
-        assert section["stdout_logfile"] == f"{state}/run/{role}.log"
-    (tmp_path / "etc/supervisord.d").mkdir(parents=True)
-    assert list(scripts.filled("supervisor", Layout(state), tmp_path)) == [
-        tmp_path / "etc/supervisord.d/instar.ini"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("manager", "path"),
-    [
-        ("systemd", "/a\nb"),
-        ("sysv", "/a\tb"),
-        ("supervisor", "/a #b"),
-        ("supervisor", "/a;b"),
-        ("supervisor", "/50%"),
-    ],
-)
-def test_paths_that_a_manager_cannot_write_down(manager: str, path: str) -> None:
-    with pytest.raises(InputError) as caught:
-        scripts.check_path(manager, Path(path))
-    assert caught.value.code == "bad-path"
-
-
-@pytest.mark.parametrize("manager", ["systemd", "sysv", "openrc", "runit"])
-def test_paths_that_it_can(manager: str) -> None:
-    scripts.check_path(manager, ODD)
-
-
-def machine_with(root: Path, first: str, *others: str) -> Path:
-    for pid, name in enumerate((first, *others), 1):
-        (root / f"proc/{pid}").mkdir(parents=True)
-        (root / f"proc/{pid}/comm").write_text(f"{name}\n")
-    (root / "etc/init.d").mkdir(parents=True)
-    (root / "usr/sbin").mkdir(parents=True)
-    for program in ("service", "sv", "supervisorctl"):
-        (root / "usr/sbin" / program).touch()
-    return root
-
-
-@pytest.mark.parametrize(
-    ("first", "others", "manager"),
-    [
-        ("init", (), "sysv"),
-        ("init", ("supervisord",), "sysv"),
-        ("runit", ("runsvdir",), "runit"),
-        ("sh", ("runsvdir",), "runit"),
-        ("tini", ("supervisord", "bash"), "supervisor"),
-        ("supervisord", (), "supervisor"),
-        ("bash", ("sshd",), "none"),
-    ],
-)
-def test_what_the_machine_has(tmp_path: Path, first: str, others: tuple[str, ...], manager: str) -> None:
-    assert scripts.found(machine_with(tmp_path, first, *others)) == manager
-
-
-def test_what_the_machine_has_openrc(tmp_path: Path) -> None:
-    root = machine_with(tmp_path, "init", "supervisord")
-    (root / "run/openrc").mkdir(parents=True)
-    (root / "run/openrc/softlevel").touch()
-    assert scripts.found(root) == "openrc"
-
-
-def test_sysv_needs_its_service_program(tmp_path: Path) -> None:
-    root = machine_with(tmp_path, "init")
-    (root / "usr/sbin/service").unlink()
-    assert scripts.found(root) == "none"
-
-
-@pytest.mark.parametrize("manager", ["sysv", "openrc", "runit", "supervisor"])
-def test_files_of_another_node_are_seen(manager: str, tmp_path: Path) -> None:
-    assert not scripts.installed(manager, tmp_path)
-    for path, (text, _) in scripts.filled(manager, Layout(ODD), tmp_path).items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert scripts.installed(manager, tmp_path)
