@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.trust.gateway import gateway, pyz  # noqa: F401
+from tests.trust.modules import node, source  # noqa: F401
 from tests.trust.world import World
 
 

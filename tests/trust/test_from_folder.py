@@ -13,18 +13,10 @@ import pytest
 from tuf.api.metadata import Metadata, Timestamp
 
 from instar_lab import machine
-from instar_lab.program.build import build
 from instar_server.trust import offline
 from tests.trust.world import PATH, World, days, now, signed_part
 
 NEWER = "node/instar-1.2.0.tar.gz"
-
-
-@pytest.fixture(scope="module")
-def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("built") / "instar.pyz"
-    path.write_bytes(build("1.0.0").data)
-    return path
 
 
 class Parcels:
