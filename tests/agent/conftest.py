@@ -16,6 +16,7 @@ from instar.trust.program import program_digest
 from instar_lab.program import build
 from tests.agent import spawning
 from tests.agent.fleet import VERSION, Authority, Place, Server
+from tests.agent.ward import ward  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
