@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -180,17 +179,3 @@ class World:
 
     async def asked(self, name: str, **args: Any) -> dict[str, Any]:
         return await self.supervisor.request(name, args, 60.0, lambda _: None)
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-async def gone(pid: int, within_s: float = 60.0) -> None:
-    end = time.monotonic() + within_s
-    while lives(pid):
-        assert time.monotonic() < end, f"{pid} is still there"
-        await asyncio.sleep(0.01)

@@ -25,8 +25,8 @@ from instar.trust.module import ModuleManifest, Timeouts, module_digest
 from instar.wire.messages import Ack, Command, CommandStatus, Health, Job, Result, Taken
 from instar_lab import machine
 from instar_lab.program import build, variants
-from tests.agent.acting import gone, lives
 from tests.agent.fleet import VERSION, Agent, Connection, Place, Server
+from tests.agent.spawning import is_gone, until_gone
 
 SOURCE = """
 STATE = {}
@@ -123,7 +123,7 @@ async def test_placed_started_asked_and_stopped(place: Place, server: Server) ->
     assert (await ask(connection, 1, "counter", add=5))["count"] == 5
     agent.process.terminate()
     assert await agent.wait() == 0
-    assert not lives(row["pid"])
+    assert is_gone(row["pid"])
     assert kept(place, "counter") == {"starts": 1, "count": 5, "stopped": 1}
     assert "all modules have stopped" in agent.said()
 
@@ -210,7 +210,7 @@ async def test_a_killed_agents_modules_end_and_the_next_agent_starts_them_again(
     await place.start()
     again = await server.connection()
     await told(again, counter="ok")
-    assert not lives(pid)
+    assert is_gone(pid)
     reply = await ask(again, 2, "counter")
     assert (reply["starts"], reply["count"], reply["stopped"]) == (2, 3, 1)
 
@@ -397,7 +397,7 @@ async def test_killed_on_the_way_it_still_gets_one_end(
     await again.send(command)  # the server repeats what it has no end of
     end = await until(again, "c-1", "success", "failure", "timeout")
     assert (end.status, end.modules) == ("success", {"counter": "running"})
-    await gone(pid)
+    await until_gone(pid)
     async with asyncio.timeout(WITHIN_S):
         while (await rows(installed))["counter"]["state"] != "ok":
             await asyncio.sleep(0.05)

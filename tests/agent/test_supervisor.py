@@ -17,7 +17,8 @@ import pytest
 from instar.core.errors import InputError
 from instar.host import processes
 from instar.host.clock import Clock
-from tests.agent.acting import World, gone, lives, module
+from tests.agent.acting import World, module
+from tests.agent.spawning import children, is_gone, until_gone
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ async def test_what_is_there_is_started_and_told(world: World) -> None:
         assert (record.pid, record.release) == (row["pid"], world.shelf.found["a"].release)
         assert sorted(world.shelf.used) == ["a", "b"]
         assert world.changes >= 4
-    await gone(row["pid"])
+    await until_gone(row["pid"])
     assert world.kept("a") == {"starts": 1, "saved": True}
     assert not world.layout.module("a").process.exists()
 
@@ -58,7 +59,7 @@ async def test_one_is_restarted_and_finds_its_state_again(world: World) -> None:
         assert after["a"] != before["a"]
         assert after["b"] == before["b"]
         assert world.kept("a") == {"starts": 2, "saved": True}
-        assert not lives(before["a"])
+        assert is_gone(before["a"])
 
 
 async def test_all_are_restarted_in_the_order_of_what_depends_on_what(world: World) -> None:
@@ -98,7 +99,7 @@ async def test_an_unknown_name_stops_nothing(world: World) -> None:
         with pytest.raises(InputError) as caught:
             await supervisor.restart(["a", "moon"], 30.0, "x")
         assert caught.value.code == "unknown-module"
-        assert lives(pid)
+        assert not is_gone(pid)
 
 
 async def test_a_busy_one_is_waited_for(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -123,7 +124,7 @@ async def test_a_deaf_one_is_killed_after_its_own_bound(
         world.act("a")
         assert await supervisor.restart(["a"], 600.0, "x") == {"a": "running"}
         assert 0.4 <= time.monotonic() - began < 120.0
-        assert not lives(pid)
+        assert is_gone(pid)
     assert "module a was not stopped within 0.4 s: it is killed" in caplog.text
 
 
@@ -165,7 +166,7 @@ async def test_a_restart_that_is_cut_off_can_be_followed_by_a_stop(world: World)
         task.cancel()
         await asyncio.wait([task])
         assert await supervisor.stop_all(0.3, "x") == {"a": "killed"}
-        assert not lives(pid)
+        assert is_gone(pid)
         assert supervisor.states() == {"a": "starting"}
 
 
@@ -243,7 +244,7 @@ async def test_never_ready_is_killed_and_failed(world: World) -> None:
         pid = supervisor.pids()["a"]
         await world.until(lambda: supervisor.states()["a"] == "failed")
         assert "did not say that it is ready within 0.3 s" in world.row("a")["error"]
-        await gone(pid)
+        await until_gone(pid)
 
 
 async def test_a_kill_from_outside_is_a_fall(world: World) -> None:
@@ -368,7 +369,7 @@ async def test_a_process_of_a_dead_agent_is_ended_first(world: World) -> None:
         await world.until(lambda: not world.layout.module("retired").process.exists())
         assert strays[1].poll() == -signal.SIGKILL
         for child in children:
-            await gone(child)
+            await until_gone(child)
 
 
 async def test_a_stranger_with_a_recorded_number_is_left_alone(world: World) -> None:
@@ -397,6 +398,5 @@ async def test_thirty_restarts_leave_nothing_behind(world: World) -> None:
         assert len(os.listdir("/proc/self/fd")) <= before
         starts = world.kept("a")["starts"]
         assert starts == 21
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        assert not [pid for pid in children if not lives(int(pid))]
+        await world.until(lambda: not [pid for pid in children() if is_gone(pid)])  # no zombies
     assert json.loads((world.layout.module("a").data / "state.json").read_bytes())["saved"] is True
