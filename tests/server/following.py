@@ -25,10 +25,7 @@ class Following:
     def __init__(self, world: World, *words: str) -> None:
         environment = {
             **os.environ,
-            "INSTARCTL_SERVER": world.ports["api"],
-            "INSTARCTL_TOKEN_FILE": str(world.layout.admin_token),
-            "INSTARCTL_CA": str(world.layout.ca / "ca.pem"),
-            "INSTARCTL_CONFIG": str(world.folder / "no-such-file"),
+            **world.access(),
             "COLUMNS": "200",
             "PYTHONPATH": os.pathsep.join(str(ROOT / part / "src") for part in ("node", "server")),
         }

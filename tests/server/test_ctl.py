@@ -20,14 +20,7 @@ from tests.server.world import World
 
 
 def ctl(world: World, *words: str, **environment: str) -> Result:
-    env = {
-        "INSTARCTL_SERVER": world.ports["api"],
-        "INSTARCTL_TOKEN_FILE": str(world.layout.admin_token),
-        "INSTARCTL_CA": str(world.layout.ca / "ca.pem"),
-        "INSTARCTL_CONFIG": str(world.folder / "no-such-file"),
-        "COLUMNS": "200",
-        **environment,
-    }
+    env = {**world.access(), "COLUMNS": "200", **environment}
     return CliRunner().invoke(app, list(words), env=env)
 
 

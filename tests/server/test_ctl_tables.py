@@ -20,9 +20,7 @@ def started(world: World, *words: str, **more: Any) -> subprocess.Popen[bytes]:
         name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")
     }
     environment |= {
-        "INSTARCTL_SERVER": world.ports["api"],
-        "INSTARCTL_TOKEN_FILE": str(world.layout.admin_token),
-        "INSTARCTL_CA": str(world.layout.ca / "ca.pem"),
+        **world.access(),
         "PYTHONPATH": os.pathsep.join(str(ROOT / part / "src") for part in ("node", "server")),
         "TERM": "dumb",
         **more.pop("environment", {}),

@@ -202,6 +202,15 @@ class World:
             api.put(f"/blobs/{release.sha256}", content=release.archive).raise_for_status()
             api.put("/trust/targets", content=self.operator.targets).raise_for_status()
 
+    def access(self) -> dict[str, str]:
+        """The environment of an `instarctl` that is this server's administrator, with no settings of anybody's."""
+        return {
+            "INSTARCTL_SERVER": self.ports["api"],
+            "INSTARCTL_TOKEN_FILE": str(self.layout.admin_token),
+            "INSTARCTL_CA": str(self.layout.ca / "ca.pem"),
+            "INSTARCTL_CONFIG": str(self.folder / "no-such-file"),
+        }
+
     def token(self, group: str = "default", uses: int = 1, lifetime_s: float = 3600.0) -> str:
         with self.api() as api:
             answer = api.post("/tokens", json={"group": group, "uses": uses, "lifetime_s": lifetime_s})

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from instar.core.errors import ServerRefused
+from instar.host.layout import Layout
 from instar.oneshot.identity import make_key_and_csr
 from instar_lab.program.build import build
 from instar_server.ca import FleetCA, check_csr
@@ -56,29 +57,37 @@ def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def gateway(world: World) -> Iterator[Gateway]:
-    ca = FleetCA.create(world.folder / "ca", time.time())
+def server_context(ca: FleetCA, pair: Path) -> ssl.SSLContext:
+    """For a server on the loopback that lets in nobody without a certificate of `ca`; `pair` is written."""
     certificate, key = ca.issue_server(["127.0.0.1"], time.time())
-    pair = world.folder / "server.pem"
     pair.write_text(certificate + key.decode())
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=ca.pem)
     context.load_cert_chain(pair)
     context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def enrol(ca: FleetCA, layout: Layout, url: str) -> None:
+    """Put a node's identity where the node looks for it; its server is at `url`."""
+    key, csr = make_key_and_csr(NODE)
+    issued = ca.issue_node(NODE, check_csr(csr.decode()), time.time(), 3600)
+    layout.identity.mkdir(parents=True)
+    layout.key.write_bytes(key)
+    layout.certificate.write_text(issued.pem)
+    layout.ca.write_text(ca.pem)
+    layout.node.write_text(json.dumps({"v": 1, "node": NODE, "server": url}))
+
+
+@pytest.fixture
+def gateway(world: World) -> Iterator[Gateway]:
+    ca = FleetCA.create(world.folder / "ca", time.time())
+    context = server_context(ca, world.folder / "server.pem")
     gateway = Gateway(("127.0.0.1", 0), Handler)
     gateway.world, gateway.headers_seen = world, []
     gateway.socket = context.wrap_socket(gateway.socket, server_side=True)
     thread = threading.Thread(target=gateway.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    identity = world.trust.parent / "identity"
-    identity.mkdir()
-    node_key, csr = make_key_and_csr(NODE)
-    issued = ca.issue_node(NODE, check_csr(csr.decode()), time.time(), 3600)
-    (identity / "key.pem").write_bytes(node_key)
-    (identity / "cert.pem").write_text(issued.pem)
-    (identity / "ca.pem").write_text(ca.pem)
-    record = {"v": 1, "node": NODE, "server": f"https://127.0.0.1:{gateway.server_address[1]}"}
-    (identity / "node.json").write_text(json.dumps(record))
+    enrol(ca, Layout(world.trust.parent), f"https://127.0.0.1:{gateway.server_address[1]}")
     yield gateway
     gateway.shutdown()
     thread.join(10)

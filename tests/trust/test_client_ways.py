@@ -19,14 +19,12 @@ from instar.host.layout import Layout
 from instar.host.program import Program
 from instar.host.records import read_artifacts
 from instar.host.transport import Endpoint, Transport
-from instar.oneshot.identity import make_key_and_csr
 from instar.trust.program import program_digest
 from instar.updater.client import ARTIFACTS, ServerClient
 from instar_lab.program.build import build
-from instar_server.ca import FleetCA, check_csr
+from instar_server.ca import FleetCA
+from tests.trust.gateway import enrol, server_context
 from tests.trust.world import PATH, World
-
-NODE = "n-0123456789abcdef"
 
 
 class Port(ThreadingHTTPServer):
@@ -99,22 +97,12 @@ class Fleet:
     def __init__(self, world: World) -> None:
         self.world, self.layout = world, Layout(world.trust.parent)
         ca = FleetCA.create(world.folder / "ca", time.time())
-        certificate, key = ca.issue_server(["127.0.0.1"], time.time())
-        pair = world.folder / "server.pem"
-        pair.write_text(certificate + key.decode())
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=ca.pem)
-        context.load_cert_chain(pair)
-        context.verify_mode = ssl.CERT_REQUIRED
+        context = server_context(ca, world.folder / "server.pem")
         self.main, self.artifacts = Port(context), Port(context)
         self.artifacts.world, self.main.artifacts = world, self.artifacts.url
-        for folder in (self.layout.identity, self.layout.run, self.layout.launcher.parent):
+        for folder in (self.layout.run, self.layout.launcher.parent):
             folder.mkdir(parents=True)
-        node_key, csr = make_key_and_csr(NODE)
-        issued = ca.issue_node(NODE, check_csr(csr.decode()), time.time(), 3600)
-        self.layout.key.write_bytes(node_key)
-        self.layout.certificate.write_text(issued.pem)
-        self.layout.ca.write_text(ca.pem)
-        self.layout.node.write_text(json.dumps({"v": 1, "node": NODE, "server": self.main.url}))
+        enrol(ca, self.layout, self.main.url)
         self.built = build("1.0.0").data
         self.layout.launcher.write_bytes(self.built)
         self.own = world.folder / "own.pyz"
