@@ -22,6 +22,9 @@ class PlayedClock(Clock):
     def boot_id(self) -> str:
         return (self._folder / "boot_id").read_text()
 
+    def booted(self) -> float:
+        return self.boottime() - (self.wall() - (self._folder / "boot_id").stat().st_mtime)
+
 
 class Written:
     """The last call of all, written down in place of being made."""

@@ -323,6 +323,25 @@ def test_what_is_open_grows_old_through_the_starts_of_the_machine(system: System
     assert is_old(driving), "3000 and 505 and 205 s are more than an hour"
 
 
+def test_what_is_open_grows_no_older_by_its_machines_clock_in_a_container(system: System) -> None:
+    """Its host has been up for days, and it is started again and again."""
+    system.clock.now = 90_000.0
+    system.begin("reboot", cause="push")
+    driving = unopened(system)
+    for _ in range(2):
+        system.clock.restart_container()
+        assert not is_old(driving)
+        noted(system)
+        system.clock.now += 1500.0
+        noted(system)
+        assert not is_old(driving)
+    system.clock.restart_container()
+    system.clock.now += 500.0
+    assert not is_old(driving)
+    system.clock.now += 200.0
+    assert is_old(driving), "twice 1500 and 700 s are more than an hour"
+
+
 def test_a_fetch_for_the_server_has_a_day(system: System) -> None:
     system.begin("reboot")
     system.clock.reboot()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from instar.host import processes
+from instar.host.clock import Clock
 from instar.host.processes import Process
 
 BOOT = "boot-1"
@@ -125,3 +126,9 @@ def test_a_program_name_with_brackets_and_blanks_does_not_confuse(tmp_path: Path
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_boot_began_with_process_1() -> None:
+    clock = Clock()
+    assert 0.0 <= clock.booted() <= clock.boottime()
+    assert clock.booted() == pytest.approx((processes.start_time(1) or 0) / os.sysconf("SC_CLK_TCK"))

@@ -140,7 +140,7 @@ class FakeClock(Clock):
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.boot = "boot-1"
+        self.boot, self.began = "boot-1", 0.0
         self.on_sleep: Callable[[], None] = lambda: None
 
     def monotonic(self) -> float:
@@ -148,6 +148,9 @@ class FakeClock(Clock):
 
     def boottime(self) -> float:
         return self.now
+
+    def booted(self) -> float:
+        return self.began
 
     def wall(self) -> float:
         return 1_700_000_000.0 + self.now
@@ -162,6 +165,10 @@ class FakeClock(Clock):
 
     def reboot(self) -> None:
         self.boot, self.now = f"{self.boot}+", 5.0
+
+    def restart_container(self) -> None:
+        """A boot of its own, under a clock that goes on."""
+        self.boot, self.began, self.now = f"{self.boot}+", self.now + 2.0, self.now + 5.0
 
 
 class FakeSource:

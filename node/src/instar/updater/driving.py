@@ -201,21 +201,27 @@ class Driving:
         return bool(left) and left != self.clock.boot_id()
 
     def _too_old(self, journal: Journal) -> bool:
-        age_s = _age_s(journal.records, self.clock.boot_id(), self.clock.boottime())
-        return age_s > _oldest_s(journal.progress)
+        return _age_s(journal.records, self.clock) > _oldest_s(journal.progress)
 
 
 def is_module(line: str) -> bool:
     return line.startswith(PREFIX)
 
 
-def _age_s(records: list[Record], boot_id: str, boottime: float) -> float:
+def _age_s(records: list[Record], clock: Clock) -> float:
     """How long it has been open while the machine ran, in seconds of boot time: since it began, and of each boot that
-    came later from its start to the last record in it, of this one to now."""
-    began, until = records[0].at, dict[str, float]()
-    for at in (*(record.at for record in records), Moment(boot_id, boottime, 0.0)):
-        until[at.boot_id] = max(until.get(at.boot_id, 0.0), at.boottime)
-    return sum(until.values()) - began.boottime
+    came later from its start to the last record in it, of this one to now.
+
+    A container's clock goes on through its boots. Of an earlier one only what its records span is known then.
+    """
+    now = Moment(clock.boot_id(), clock.boottime(), 0.0)
+    since, until, last = {records[0].at.boot_id: records[0].at.boottime}, dict[str, float](), 0.0
+    if now.boot_id not in since:
+        since[now.boot_id] = clock.booted()
+    for at in (*(record.at for record in records), now):
+        since.setdefault(at.boot_id, at.boottime if at.boottime >= last else 0.0)
+        until[at.boot_id] = last = max(until.get(at.boot_id, 0.0), at.boottime)
+    return sum(until[boot_id] - since[boot_id] for boot_id in until)
 
 
 def _oldest_s(progress: Progress) -> float:
