@@ -94,6 +94,7 @@ def test_many_updates_with_kills_and_power_cuts(
         print(
             f"{number + 1:3} {way:8} to {aim}: {how}, {took:.1f} s, {', '.join(disturber.told)}", flush=True
         )
+        assert "too-old" not in how, "a day has not passed"
         assert node.active(AGENT) == "active"
         assert node.active(UPDATER) in ("active", "inactive", "activating")
     print(dict(sorted(ends.items())))
